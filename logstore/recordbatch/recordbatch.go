@@ -220,7 +220,8 @@ func VerifyChecksum(batch []byte) error {
 // most maxBytes, whole, matching its checksum, of magic 2, with as many records
 // as its last offset delta says, a known codec, and none of the fields and bits
 // that are reserved: transactional, control, log append time, producer id,
-// epoch and sequence. It does not look at the records.
+// epoch and sequence (without a producer id the sequence means nothing; clients
+// leave -1 or 0 there). It does not look at the records.
 func Check(batch []byte, maxBytes int) error {
 	if len(batch) > maxBytes {
 		return fmt.Errorf("%d bytes, the limit is %d: %w", len(batch), maxBytes, ErrTooLarge)
@@ -238,7 +239,7 @@ func Check(batch []byte, maxBytes int) error {
 		return fmt.Errorf("record count is %d, last offset delta %d: %w", info.Count, info.LastOffsetDelta, ErrInvalid)
 	case info.Attributes&^attrCodecMask != 0:
 		return fmt.Errorf("attributes %#04x hold a reserved bit: %w", uint16(info.Attributes), ErrInvalid)
-	case info.ProducerID != -1 || info.ProducerEpoch != -1 || info.BaseSequence != -1:
+	case info.ProducerID != -1 || info.ProducerEpoch != -1 || info.BaseSequence != -1 && info.BaseSequence != 0:
 		return fmt.Errorf("producer id %d, epoch %d, sequence %d are set: %w",
 			info.ProducerID, info.ProducerEpoch, info.BaseSequence, ErrInvalid)
 	}

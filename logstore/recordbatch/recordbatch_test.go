@@ -130,7 +130,7 @@ func TestCheckRefuses(t *testing.T) {
 		{"unknown bit", func(b []byte) []byte { b[21] = 1; seal(b); return b }, recordbatch.ErrInvalid},
 		{"producer id", func(b []byte) []byte { be.PutUint64(b[43:], 7); seal(b); return b }, recordbatch.ErrInvalid},
 		{"producer epoch", func(b []byte) []byte { be.PutUint16(b[51:], 0); seal(b); return b }, recordbatch.ErrInvalid},
-		{"sequence", func(b []byte) []byte { be.PutUint32(b[53:], 0); seal(b); return b }, recordbatch.ErrInvalid},
+		{"sequence", func(b []byte) []byte { be.PutUint32(b[53:], 1); seal(b); return b }, recordbatch.ErrInvalid},
 		{"count", func(b []byte) []byte { be.PutUint32(b[57:], 1); seal(b); return b }, recordbatch.ErrInvalid},
 		{"no records", func(b []byte) []byte { be.PutUint32(b[57:], 0); seal(b); return b }, recordbatch.ErrInvalid},
 		{"last delta", func(b []byte) []byte { be.PutUint32(b[23:], 2); seal(b); return b }, recordbatch.ErrInvalid},
