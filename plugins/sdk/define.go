@@ -230,6 +230,11 @@ func (d *Def) Int(p *int, name, doc string, opts ...Option) {
 	d.integer(name, TypeInt, doc, 32, func(n int64) { *p = int(n) }, opts)
 }
 
+// Short declares a 16-bit integer.
+func (d *Def) Short(p *int, name, doc string, opts ...Option) {
+	d.integer(name, TypeShort, doc, 16, func(n int64) { *p = int(n) }, opts)
+}
+
 // Long declares a 64-bit integer.
 func (d *Def) Long(p *int64, name, doc string, opts ...Option) {
 	d.integer(name, TypeLong, doc, 64, func(n int64) { *p = n }, opts)

@@ -34,6 +34,7 @@ type Connector struct {
 	Revision int64  // moves with every change of config and every restart
 
 	Process  Phase
+	Stale    bool      // the process is of another class than the config names
 	Planned  int64     // the revision whose task configs are known, 0 for none
 	Planning bool      // an action is asking for task configs
 	Failed   bool      // the connector failed at Revision and waits for a human
@@ -52,6 +53,12 @@ type Task struct {
 	Failed  bool      // it failed at Revision and waits for a human
 	RetryAt time.Time // not started before this
 }
+
+// alive reports whether the task can be asked to end.
+func (t *Task) alive() bool { return t.Phase == Starting || t.Phase == Up }
+
+// outdated reports whether the task runs, but not as it is wanted now.
+func (t *Task) outdated() bool { return !t.Wanted || t.Running != t.Revision }
 
 // Verb is what an Action does.
 type Verb uint8
@@ -81,7 +88,7 @@ type Action struct {
 func Next(c *Connector, now time.Time) ([]Action, time.Time) {
 	s := step{c: c, now: now}
 	switch {
-	case !c.Exists || c.Target == Stopped:
+	case !c.Exists || c.Target == Stopped || c.Stale && c.Process != Absent:
 		s.windDown()
 	case c.Target == Paused:
 		s.pause()
@@ -115,7 +122,7 @@ func (s *step) due(t time.Time) bool {
 func (s *step) windDown() {
 	quiet := !s.c.Planning
 	for i, t := range s.c.Tasks {
-		if t.Phase == Up {
+		if t.alive() {
 			s.add(StopTask, i)
 		}
 		quiet = quiet && t.Phase == Absent
@@ -133,10 +140,9 @@ func (s *step) windDown() {
 func (s *step) pause() {
 	for i, t := range s.c.Tasks {
 		switch {
-		case t.Phase != Up:
-		case !t.Wanted || t.Running != t.Revision:
+		case t.alive() && t.outdated():
 			s.add(StopTask, i)
-		case !t.Paused:
+		case t.Phase == Up && !t.Paused:
 			s.add(PauseTask, i)
 		}
 	}
@@ -154,7 +160,7 @@ func (s *step) run() {
 	}
 	for i, t := range c.Tasks {
 		switch {
-		case t.Phase == Up && (!t.Wanted || t.Running != t.Revision):
+		case t.alive() && t.outdated():
 			s.add(StopTask, i)
 		case t.Phase == Up && t.Paused:
 			s.add(ResumeTask, i)

@@ -48,6 +48,10 @@ func TestNext(t *testing.T) {
 		}), []plan.Action{{Verb: plan.PlanTasks}}, time.Time{}},
 		{"restarted task ends first", running(func(c *plan.Connector) { c.Tasks = with(func(t *plan.Task) { t.Revision = 2 }) }), []plan.Action{{Verb: plan.StopTask}}, time.Time{}},
 		{"surplus task ends", running(func(c *plan.Connector) { c.Tasks = with(func(t *plan.Task) { t.Wanted = false }) }), []plan.Action{{Verb: plan.StopTask}}, time.Time{}},
+		{"task that is still starting can be ended", running(func(c *plan.Connector) {
+			c.Target = plan.Stopped
+			c.Tasks = with(func(t *plan.Task) { t.Phase = plan.Starting })
+		}), []plan.Action{{Verb: plan.StopTask}}, time.Time{}},
 		{"ending task is left alone", running(func(c *plan.Connector) {
 			c.Tasks = with(func(t *plan.Task) { t.Phase, t.Revision = plan.Stopping, 2 })
 		}), nil, time.Time{}},
@@ -61,6 +65,8 @@ func TestNext(t *testing.T) {
 		{"stop ends tasks first", running(func(c *plan.Connector) { c.Target = plan.Stopped }), []plan.Action{{Verb: plan.StopTask}}, time.Time{}},
 		{"stop ends the process next", running(func(c *plan.Connector) { c.Target, c.Tasks = plan.Stopped, nil }), []plan.Action{{Verb: plan.StopProcess}}, time.Time{}},
 		{"stopped", running(func(c *plan.Connector) { c.Target, c.Tasks, c.Process = plan.Stopped, nil, plan.Absent }), nil, time.Time{}},
+		{"a process of another class ends first", running(func(c *plan.Connector) { c.Stale, c.Tasks = true, nil }), []plan.Action{{Verb: plan.StopProcess}}, time.Time{}},
+		{"a process of another class is gone", plan.Connector{Exists: true, Target: plan.Started, Revision: 2, Stale: true}, []plan.Action{{Verb: plan.StartProcess}}, time.Time{}},
 		{"deleted while planning waits", running(func(c *plan.Connector) { c.Exists, c.Tasks, c.Planning = false, nil, true }), nil, time.Time{}},
 		{"deleted and gone", running(func(c *plan.Connector) { c.Exists, c.Tasks, c.Process = false, nil, plan.Absent }), []plan.Action{{Verb: plan.Forget}}, time.Time{}},
 	}
