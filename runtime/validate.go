@@ -257,3 +257,10 @@ func (v *Validation) Groups() []string {
 	}
 	return groups
 }
+
+// RefuseNulls adds an error for every key whose value was null.
+func (v *Validation) RefuseNulls(keys map[string]bool) {
+	for k := range keys {
+		v.problem(sdk.FieldError(k, "config.invalid", "Null value can not be supplied as the configuration value for %q; leave the key out", k))
+	}
+}
