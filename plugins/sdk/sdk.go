@@ -225,18 +225,6 @@ func (t *SourceTask) Offset(partition map[string]any) map[string]any {
 	return nil
 }
 
-func samePartition(a, b map[string]any) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for k, v := range a {
-		if w, ok := b[k]; !ok || v != w {
-			return false
-		}
-	}
-	return true
-}
-
 // SinkTask is what the worker gives a sink at Open.
 type SinkTask struct {
 	Task

@@ -1,0 +1,2 @@
+// Package pb is generated from plugin.proto by `make gen`.
+package pb
