@@ -165,15 +165,14 @@ func (s *SourceStream) Recv(ctx context.Context) (*SourceUnit, error) {
 	}
 }
 
-// Ack says that all units up to seq are durable. It never blocks; the error is
-// that of a stream that has ended.
+// Ack says that all units up to seq are durable. It never blocks. A stream that
+// has ended does not need to know any more; Recv says why it has.
 func (s *SourceStream) Ack(seq uint64) error {
 	s.mu.Lock()
 	s.durable = max(s.durable, seq)
-	err := s.err
 	s.mu.Unlock()
 	s.out.Kick()
-	return err
+	return nil
 }
 
 // Pause stops reading once the running Read has returned.
