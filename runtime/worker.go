@@ -203,3 +203,9 @@ func (w *Worker) Healthy(ctx context.Context) bool {
 		return false
 	}
 }
+
+// ClusterID names this worker's log for good: it is the id of the configs topic.
+func (w *Worker) ClusterID() string {
+	t, _ := w.log.Catalog().Lookup(configsTopic)
+	return t.ID.String()
+}
