@@ -164,6 +164,12 @@ func isFull(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
+// outOfFiles reports whether err says that there are no file descriptors left,
+// which heals by itself.
+func outOfFiles(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
+}
+
 // writeFile writes a small file and makes its content durable, not its name.
 func writeFile(fs FS, name string, data []byte) error {
 	f, _, err := fs.OpenFile(name, true)

@@ -90,18 +90,17 @@ func checkVersion(fs FS) (fresh bool, err error) {
 	return false, nil
 }
 
-// refuseForeign makes sure that a directory without a version mark holds no log.
+// refuseForeign makes sure that a directory without a version mark holds no
+// records. A checkpoint may be there: its first opening did not get further.
 func refuseForeign(fs FS) error {
-	entries, err := fs.ReadDir(".")
+	entries, err := fs.ReadDir(topicsDir)
+	if errors.Is(err, os.ErrNotExist) || err == nil && len(entries) == 0 {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		if e.Name == checkpointName || e.Name == topicsDir {
-			return &logstore.CorruptError{File: versionName, Reason: fmt.Sprintf("it is missing beside %q", e.Name)}
-		}
-	}
-	return nil
+	return &logstore.CorruptError{File: versionName, Reason: fmt.Sprintf("it is missing beside %q", topicsDir+"/"+entries[0].Name)}
 }
 
 // writeVersion is the last step of making a directory a log.

@@ -145,6 +145,10 @@ func (l *Log) reserveSpace(s *segment, size int64, critical bool) error {
 		l.metrics.full.Inc()
 		return fmt.Errorf("%w: %w", logstore.ErrFull, err)
 	}
+	if err != nil && !outOfFiles(err) {
+		l.fail(err)
+		return l.Err()
+	}
 	return err
 }
 
