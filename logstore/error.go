@@ -10,6 +10,7 @@ var (
 	ErrNotFound   = errors.New("not found")
 	ErrExists     = errors.New("already exists")
 	ErrInvalid    = errors.New("invalid")
+	ErrBehind     = errors.New("a unit before it failed; open the writer anew")
 	ErrFenced     = errors.New("fenced by a newer writer of the same identity")
 	ErrOutOfRange = errors.New("offset out of range")
 	ErrFull       = errors.New("no space left for the log")

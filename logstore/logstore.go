@@ -98,7 +98,11 @@ type Writer interface {
 	// and its bytes belong to the engine until done is called; the engine stamps
 	// base offset and leader epoch into the batches' headers.
 	//
-	// Errors: ErrFenced, ErrNotFound (topic or partition), ErrInvalid (bytes
+	// When a unit fails, every later unit of the same writer fails with ErrBehind,
+	// whether it was handed over before or after, until the identity is opened
+	// anew: a unit is never in the log without those before it.
+	//
+	// Errors: ErrBehind, ErrFenced, ErrNotFound (topic or partition), ErrInvalid (bytes
 	// that are not whole batches), ErrFull (no space left; try again),
 	// ErrClosed, ErrStorage (the log has stopped).
 	Append(ctx context.Context, unit *Unit, done func(Result, error)) error

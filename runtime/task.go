@@ -104,6 +104,8 @@ func storeError(err error) error {
 		return err
 	case errors.Is(err, logstore.ErrFull):
 		return &sdk.Error{Code: sdk.Unavailable, Reason: "disk.full", Msg: "the log's disk is full; free space or add some, nothing is lost", Err: err}
+	case errors.Is(err, logstore.ErrBehind):
+		return &sdk.Error{Code: sdk.Unavailable, Reason: "log.behind", Err: err}
 	case errors.Is(err, logstore.ErrNotFound):
 		return &sdk.Error{Code: sdk.Unavailable, Reason: "topic.missing", Err: err}
 	case errors.Is(err, logstore.ErrFenced):

@@ -41,16 +41,13 @@ type Options struct {
 // DefaultDrainTimeout leaves a stop on Kubernetes (30 s) some room.
 const DefaultDrainTimeout = 20 * time.Second
 
-// writerIdentity is the worker's own writer, for its tables.
-const writerIdentity = "worker"
-
 // Worker hosts connectors. Its methods may be called concurrently.
 type Worker struct {
 	o      Options
 	log    logstore.Log
 	logger *slog.Logger
 	pool   *host.Pool
-	writer logstore.Writer
+	writer *tableWriter
 
 	configs, status, offsets *table
 	schemas                  *schemas
@@ -99,8 +96,8 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 }
 
 func (w *Worker) openTables(ctx context.Context) (err error) {
-	if w.writer, err = w.log.OpenWriter(ctx, writerIdentity); err != nil {
-		return fmt.Errorf("open the worker's writer: %w", err)
+	if w.writer, err = openTableWriter(ctx, w.log); err != nil {
+		return err
 	}
 	for topic, t := range map[string]**table{configsTopic: &w.configs, statusTopic: &w.status, offsetsTopic: &w.offsets} {
 		if *t, err = openTable(ctx, w.log, topic); err != nil {

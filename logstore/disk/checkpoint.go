@@ -32,17 +32,19 @@ import (
 //	         end              int64    offset of the next record
 //	         flags            uint32   bit 0: committed batches at the end are lost, the partition is stopped
 //	         segment count    uint32
-//	         segments, each: base, size, next offset, max timestamp, int64 each
+//	         segments, each: base, size, next offset, max timestamp, int64 each,
+//	                         and flags, int64, bit 0: compacted
 const (
 	checkpointMagic      = 0x4d524350
 	checkpointVersion    = 1
 	checkpointHeaderSize = 68
 	checkpointPartSize   = 44
-	checkpointSegSize    = 32
+	checkpointSegSize    = 40
 	checkpointMaxBytes   = 1 << 30 // 33 million segments
 	checkpointTemporary  = checkpointName + ".tmp"
 	flagClean            = 1
 	flagLost             = 1
+	flagCompacted        = 1
 )
 
 // checkpoint is the decoded file.
@@ -64,7 +66,7 @@ type checkpointPart struct {
 	segments   []checkpointSegment
 }
 
-type checkpointSegment struct{ base, size, next, maxTime int64 }
+type checkpointSegment struct{ base, size, next, maxTime, flags int64 }
 
 func (c *checkpoint) encode(now time.Time) []byte {
 	be := binary.BigEndian
@@ -101,7 +103,7 @@ func (c *checkpoint) encode(now time.Time) []byte {
 		buf = be.AppendUint32(buf, lost)
 		buf = be.AppendUint32(buf, uint32(len(p.segments)))
 		for _, s := range p.segments {
-			for _, v := range [...]int64{s.base, s.size, s.next, s.maxTime} {
+			for _, v := range [...]int64{s.base, s.size, s.next, s.maxTime, s.flags} {
 				buf = be.AppendUint64(buf, uint64(v))
 			}
 		}
@@ -152,7 +154,7 @@ func decodeCheckpoint(data []byte) (*checkpoint, error) {
 		for range count {
 			p.segments = append(p.segments, checkpointSegment{
 				base: int64(be.Uint64(d)), size: int64(be.Uint64(d[8:])),
-				next: int64(be.Uint64(d[16:])), maxTime: int64(be.Uint64(d[24:])),
+				next: int64(be.Uint64(d[16:])), maxTime: int64(be.Uint64(d[24:])), flags: int64(be.Uint64(d[32:])),
 			})
 			d = d[checkpointSegSize:]
 		}

@@ -34,9 +34,6 @@ type committer struct {
 	arena   []byte // bytes of the group's table records
 }
 
-// errBehind is why a unit fails that is in order itself.
-var errBehind = errors.New("a unit before it failed")
-
 func (c *committer) run() {
 	for c.step() {
 	}
@@ -358,7 +355,7 @@ func (c *committer) abort() {
 			r.failure = r.ioErr
 		}
 		if r.failure == nil {
-			r.failure = fmt.Errorf("%w: %w", errBehind, ended[0].failure)
+			r.failure = fmt.Errorf("%w: %w", logstore.ErrBehind, ended[0].failure)
 		}
 		if r.from.failing == nil {
 			r.from.failing = r.failure
@@ -371,6 +368,7 @@ func (c *committer) abort() {
 	l.mu.Lock()
 	for _, r := range ended {
 		r.from.failing = nil
+		r.from.refused = max(r.from.refused, r.epoch)
 	}
 	l.mu.Unlock()
 }
@@ -383,7 +381,7 @@ func cutFailing(list, ended []*request) (rest, _ []*request) {
 			rest = append(rest, r)
 			continue
 		}
-		r.failure = fmt.Errorf("%w: %w", errBehind, r.from.failing)
+		r.failure = fmt.Errorf("%w: %w", logstore.ErrBehind, r.from.failing)
 		ended = append(ended, r)
 	}
 	clear(list[len(rest):])

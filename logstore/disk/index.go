@@ -88,8 +88,12 @@ func (x *segmentIndex) addLocked(base int64, info *recordbatch.Info) {
 		last = x.low - indexInterval
 	}
 	delta := info.BaseOffset - base
+	before := x.maxTime
+	if x.high == 0 {
+		before = math.MinInt64
+	}
 	if x.high-last >= indexInterval && delta <= math.MaxUint32 && x.high <= math.MaxUint32 {
-		x.entries = append(x.entries, indexEntry{offset: uint32(delta), pos: uint32(x.high), maxTime: x.maxTime})
+		x.entries = append(x.entries, indexEntry{offset: uint32(delta), pos: uint32(x.high), maxTime: before})
 	}
 	if x.high == 0 {
 		x.maxTime = info.MaxTimestamp
@@ -178,16 +182,16 @@ func (x *segmentIndex) seek(delta int64) int64 {
 	return int64(x.entries[i-1].pos)
 }
 
-// seekTime returns the position of an indexed batch before which every timestamp
-// is below ms.
+// seekTime returns the offset, less the segment's base, of an indexed batch
+// before which every timestamp is below ms.
 func (x *segmentIndex) seekTime(ms int64) int64 {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	i := sort.Search(len(x.entries), func(i int) bool { return i > 0 && x.entries[i].maxTime >= ms })
+	i := sort.Search(len(x.entries), func(i int) bool { return x.entries[i].maxTime >= ms })
 	if i == 0 {
 		return 0
 	}
-	return int64(x.entries[i-1].pos)
+	return int64(x.entries[i-1].offset)
 }
 
 // writeIndex writes both index files. They are hints: nothing syncs them.

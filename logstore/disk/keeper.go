@@ -132,7 +132,11 @@ func (p *partition) describe() (checkpointPart, bool) {
 		if i == len(p.segments)-1 {
 			size += int64(len(p.flushing) + len(p.tail))
 		}
-		part.segments = append(part.segments, checkpointSegment{base: s.base, size: size, next: s.next, maxTime: s.maxTime})
+		saved := checkpointSegment{base: s.base, size: size, next: s.next, maxTime: s.maxTime}
+		if s.cleaned {
+			saved.flags = flagCompacted
+		}
+		part.segments = append(part.segments, saved)
 	}
 	return part, true
 }

@@ -11,6 +11,7 @@ import (
 // request is a unit on its way.
 type request struct {
 	from    *identity
+	epoch   int64 // of the writer, 0 for the engine's own
 	unit    *logstore.Unit
 	parts   []*partition // of unit.Batches
 	bytes   int64

@@ -316,7 +316,7 @@ func (r *recovery) restore(p *partition, saved map[partKey]*checkpointPart) erro
 	p.start, p.end, p.lost = part.start, part.end, part.lost
 	for i, s := range part.segments {
 		last := i == len(part.segments)-1
-		seg := &segment{part: p, base: s.base, size: s.size, next: s.next, maxTime: s.maxTime}
+		seg := &segment{part: p, base: s.base, size: s.size, next: s.next, maxTime: s.maxTime, cleaned: s.flags&flagCompacted != 0}
 		size, there := sizes[s.base]
 		switch {
 		case !there:

@@ -17,6 +17,7 @@ type segment struct {
 	next     int64 // offset after the last committed record, in the file or in the tail
 	maxTime  int64 // highest timestamp
 	replaced bool  // compaction put another file in its place
+	cleaned  bool  // compaction has been here
 
 	index segmentIndex
 

@@ -16,6 +16,7 @@ type identity struct {
 
 	pending int           // units accepted and not finished; guarded by the log's mutex
 	idle    chan struct{} // closed when pending falls to 0, made by who waits
+	refused int64         // newest epoch of which a unit failed: its writer takes no more
 	failing error         // set while the callbacks of a failed unit and those behind it run
 
 	mark uint64 // the committer's: the round in which a waiting unit blocked it
@@ -79,15 +80,14 @@ func (w *writer) Epoch() int64 { return w.epoch }
 
 // Append checks a unit and hands it to the committer. See logstore.Writer.
 //
-// When a unit fails, so do all units of its writer behind it that were accepted
-// before its callback returned: a unit is never in the log without those before
-// it.
+// When a unit fails, so do all later ones of its writer: a unit is never in the
+// log without those before it.
 func (w *writer) Append(ctx context.Context, unit *logstore.Unit, done func(logstore.Result, error)) error {
 	bytes, err := w.log.checkUnit(unit)
 	if err != nil {
 		return err
 	}
-	r := &request{from: w.of, unit: unit, bytes: bytes, bounded: true, done: done}
+	r := &request{from: w.of, epoch: w.epoch, unit: unit, bytes: bytes, bounded: true, done: done}
 	if len(unit.Batches) > 0 {
 		r.parts = make([]*partition, len(unit.Batches))
 	}
@@ -124,7 +124,10 @@ func (w *writer) check(r *request) error {
 		return fmt.Errorf("writer %q of epoch %d, the newest is %d: %w", w.of.name, w.epoch, w.of.epoch, logstore.ErrFenced)
 	}
 	if w.of.failing != nil {
-		return fmt.Errorf("a unit before it was refused: %w", w.of.failing)
+		return fmt.Errorf("%w: %w", logstore.ErrBehind, w.of.failing)
+	}
+	if w.epoch <= w.of.refused {
+		return logstore.ErrBehind
 	}
 	for i := range r.unit.Batches {
 		b := &r.unit.Batches[i]
