@@ -54,7 +54,12 @@ func (l *logged) String() string {
 
 func options(t testing.TB) (host.Options, *logged) {
 	l := new(logged)
-	return host.Options{Log: slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug})), RunDir: filepath.Join(t.TempDir(), "run")}, l
+	dir, err := os.MkdirTemp("", "mr") // short enough for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return host.Options{Log: slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug})), RunDir: filepath.Join(dir, "run")}, l
 }
 
 // start runs the test plugin.

@@ -20,8 +20,7 @@ import (
 // name it was started under says which one.
 func TestMain(m *testing.M) {
 	name := strings.TrimPrefix(filepath.Base(os.Args[0]), "millrace-")
-	if hostile, ok := hostiles[name]; ok {
-		hostile()
+	if other, ok := programs[name]; ok && other() {
 		return
 	}
 	if serve.Started() {
@@ -91,6 +90,10 @@ func (s *numbers) AlterOffsets(_ context.Context, ps []sdk.Position) (bool, erro
 func (s *numbers) Open(ctx context.Context, t *sdk.SourceTask) error {
 	s.task = t
 	switch s.mode {
+	case "log":
+		t.Log.Warn("hello from the source", "rows", 12, "connector", "somebody else")
+		fmt.Fprintln(os.Stderr, "bare words\x1b[31m")
+		fmt.Println("to standard output")
 	case "fail.open":
 		return &sdk.Error{Code: sdk.Conflict, Reason: "test.open", Key: "mode", Msg: "open was told to fail"}
 	case "panic.open":
@@ -276,5 +279,3 @@ func (s *flushList) Flush(context.Context) error {
 
 func (s *flushList) RawValues() bool { return true }
 
-// hostiles are programs that only look like plugins.
-var hostiles = map[string]func(){}

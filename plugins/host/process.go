@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -163,7 +164,7 @@ func (p *Process) connect(ctx context.Context) error {
 
 // startFailed makes one sentence of why a plugin does not start.
 func (p *Process) startFailed(err error, output *transcript) error {
-	how := err.Error()
+	how := strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\t' }), "; ")
 	select {
 	case <-p.runner.exited:
 		if p.runner.state != nil && !p.runner.killed.Load() {

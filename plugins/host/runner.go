@@ -29,6 +29,8 @@ const (
 	// outputGrace is how long the pipes of a dead process are read: a process of
 	// its own may have inherited them.
 	outputGrace = time.Second
+	// exitGrace lets a process that has closed its output say how it ended.
+	exitGrace = 100 * time.Millisecond
 )
 
 // binary is a plugin's file, opened once: what is hashed is what is executed,
@@ -170,12 +172,20 @@ func (r *runner) Wait(context.Context) error {
 	return r.state
 }
 
-// Kill ends the process, at once unless Close has granted it time.
+// Kill ends the process, almost at once unless Close has granted it time.
 func (r *runner) Kill(context.Context) error {
 	r.mu.Lock()
 	grace := r.grace
 	r.mu.Unlock()
-	if grace != nil {
+	if grace == nil {
+		timer := time.NewTimer(exitGrace)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-r.exited:
+			return nil
+		}
+	} else {
 		select {
 		case <-grace:
 		case <-r.exited:
@@ -228,8 +238,9 @@ func (r *runner) ID() string {
 	return ""
 }
 
-// Diagnose is go-plugin's request for a hint.
-func (r *runner) Diagnose(context.Context) string { return r.output.last() }
+// Diagnose is go-plugin's request for a hint; what the plugin said is added to
+// the error elsewhere.
+func (*runner) Diagnose(context.Context) string { return "" }
 
 // PluginToHost accepts only a socket in the private directory, so that a plugin
 // cannot point the worker anywhere else.
