@@ -78,7 +78,7 @@ type worker struct {
 }
 
 // openWorker opens the log, then the listener. Nothing is served before run.
-func openWorker(ctx context.Context, s *settings) (w *worker, err error) {
+func openWorker(ctx context.Context, s *settings) (_ *worker, err error) {
 	refuse := func(err error) (*worker, error) { return nil, &codedError{exitRefused, err} }
 	addr, _, err := s.address()
 	if err != nil {
@@ -89,7 +89,7 @@ func openWorker(ctx context.Context, s *settings) (w *worker, err error) {
 		return refuse(err)
 	}
 	levels := server.NewLevels(s.logLevel)
-	w = &worker{logger: slog.New(levels.Handler(logHandler(s.logFormat))), failed: make(chan error, 1)}
+	w := &worker{logger: slog.New(levels.Handler(logHandler(s.logFormat))), failed: make(chan error, 1)}
 	for _, k := range s.unknown {
 		w.logger.Warn("unknown key in the worker's config", "key", k)
 	}
@@ -113,9 +113,13 @@ func openWorker(ctx context.Context, s *settings) (w *worker, err error) {
 		OnStorageError: func(err error) { w.failed <- err },
 	})
 	if err != nil {
+		w.log = nil
 		return refuse(err)
 	}
-	return w, w.assemble(ctx, s, parts{levels, metrics, token})
+	if err = w.assemble(ctx, s, parts{levels, metrics, token}); err != nil {
+		return nil, err
+	}
+	return w, nil
 }
 
 // parts are what assemble passes on.
