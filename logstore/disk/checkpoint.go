@@ -182,7 +182,7 @@ func writeCheckpoint(fs FS, c *checkpoint, now time.Time) error {
 		return fmt.Errorf("write checkpoint: %w", err)
 	}
 	if err := fs.SyncDir("."); err != nil {
-		return fmt.Errorf("write checkpoint: %w", err)
+		return fmt.Errorf("write checkpoint: %w: %w", errSync, err)
 	}
 	return nil
 }

@@ -14,19 +14,21 @@ type files struct {
 	fs  FS
 	max int
 
-	mu   sync.Mutex
-	open map[*segment]*openFile
-	lru  *list.List // of *openFile, most recent first
+	mu     sync.Mutex
+	broken error // a sync failed: nothing is synced any more
+	open   map[*segment]*openFile
+	lru    *list.List // of *openFile, most recent first
 }
 
 // openFile is an open segment file with the number of its users.
 type openFile struct {
 	File
-	seg   *segment
-	users int
-	dirty bool
-	gone  bool // dropped while in use: the last user closes it
-	place *list.Element
+	seg    *segment
+	syncMu sync.Mutex // one sync at a time, so that none begins after one that failed
+	users  int
+	dirty  bool
+	gone   bool // dropped while in use: the last user closes it
+	place  *list.Element
 }
 
 func newFiles(fs FS, maxOpen int) *files {
@@ -90,9 +92,13 @@ func (c *files) evict() (bool, error) {
 		return false, nil
 	}
 	if victim.dirty {
+		if c.broken != nil {
+			return false, c.broken
+		}
 		victim.dirty = false
-		if err := victim.Sync(); err != nil {
-			return false, fmt.Errorf("sync segment %q: %w: %w", victim.seg.path(), errSync, err)
+		if err := victim.Sync(); err != nil { // nobody else uses it
+			c.broken = fmt.Errorf("sync segment %q: %w: %w", victim.seg.path(), errSync, err)
+			return false, c.broken
 		}
 	}
 	c.forget(victim)
@@ -143,11 +149,21 @@ func (c *files) sync(s *segment) error {
 		return err
 	}
 	defer c.release(f)
+	f.syncMu.Lock()
+	defer f.syncMu.Unlock()
 	c.mu.Lock()
 	f.dirty = false
+	err = c.broken
 	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	if err := f.Sync(); err != nil {
-		return fmt.Errorf("sync segment %q: %w: %w", s.path(), errSync, err)
+		err = fmt.Errorf("sync segment %q: %w: %w", s.path(), errSync, err)
+		c.mu.Lock()
+		c.broken = err
+		c.mu.Unlock()
+		return err
 	}
 	return nil
 }

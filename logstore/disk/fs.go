@@ -159,8 +159,12 @@ func (f osFile) Sync() error { return fdatasync(f.File) }
 
 func (f osFile) Allocate(size int64) error { return allocate(f.File, size) }
 
-// isFull reports whether err says that there is no space.
+// isFull reports whether err says that there is no space, which heals by itself,
+// except where a sync says so: then something is lost.
 func isFull(err error) bool {
+	if errors.Is(err, errSync) {
+		return false
+	}
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
@@ -178,7 +182,9 @@ func writeFile(fs FS, name string, data []byte) error {
 	}
 	if err = f.Truncate(0); err == nil {
 		if _, err = f.WriteAt(data, 0); err == nil {
-			err = f.Sync()
+			if err = f.Sync(); err != nil {
+				err = fmt.Errorf("%w: %w", errSync, err)
+			}
 		}
 	}
 	return errors.Join(err, f.Close())

@@ -23,6 +23,7 @@ type keeper struct {
 
 	retention retention
 	garbage   garbage
+	undone    []*partition // of checkpoints that had no space; guarded by the log's mutex
 }
 
 // capture is the state of the log between two groups: what a checkpoint makes
@@ -34,6 +35,8 @@ type capture struct {
 	sealed  []*segment
 	state   checkpoint
 	garbage []string
+
+	unsynced []*segment // what the keeper has taken over from the partitions
 }
 
 // garbage is the files that the next checkpoint makes superfluous.
@@ -87,6 +90,8 @@ func (c *committer) capture(clean bool) {
 	}
 	l.ckptRuns, l.ckptWant = true, false
 	topics := l.allTopics()
+	c.dirty = append(l.keeper.undone, c.dirty...) // one may be in it twice: it does not matter
+	l.keeper.undone = nil
 	l.mu.Unlock()
 	taken := &capture{at: l.journal.here(), clean: clean, dirty: c.dirty, sealed: c.sealed, garbage: l.keeper.garbage.take()}
 	c.dirty, c.sealed = nil, nil
@@ -215,17 +220,29 @@ func (k *keeper) checkpoint(c *capture) {
 	l.ckptRuns, l.ckptFull = false, nil
 	if full {
 		l.ckptFull = err
+		k.giveBack(c)
 	}
 	l.work.Signal()
 	l.mu.Unlock()
 	if full {
 		l.log.Warn("checkpoint has no space", "err", err)
-		k.garbage.add(c.garbage...)
 		return
 	}
 	if err == nil {
 		k.sweep(c.garbage)
 	}
+}
+
+// giveBack leaves the work of a checkpoint that had no space to the next one.
+// The log's mutex is held.
+func (k *keeper) giveBack(c *capture) {
+	for _, s := range c.unsynced {
+		s.part.mu.Lock()
+		s.part.note(s)
+		s.part.mu.Unlock()
+	}
+	k.undone = append(k.undone, c.dirty...)
+	k.garbage.add(c.garbage...)
 }
 
 // syncSegments writes the tails of a capture and syncs what they and the large
@@ -246,6 +263,7 @@ func (k *keeper) syncSegments(c *capture) error {
 		}
 		p.unsynced = nil
 		p.mu.Unlock()
+		c.unsynced = segments
 	}
 	if c.clean {
 		k.trim(c)

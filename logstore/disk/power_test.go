@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -33,10 +35,8 @@ const (
 	ledgerPartitions = 4
 )
 
-// unit makes the next unit of a writer.
+// unit makes the next unit of a writer. The mutex is held.
 func (g *ledger) unit(t testing.TB, rng *rand.Rand, w int) (*logstore.Unit, int) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	n := g.accepted[w]
 	unit := &logstore.Unit{Offsets: []logstore.GroupOffset{{
 		Group: "group-" + strconv.Itoa(w), TopicPartition: logstore.TopicPartition{Topic: "t"}, Offset: int64(n),
@@ -56,33 +56,34 @@ func (g *ledger) unit(t testing.TB, rng *rand.Rand, w int) (*logstore.Unit, int)
 		places = append(places, p)
 		unit.Batches = append(unit.Batches, to("t", p, batchOf(t, value)))
 	}
-	g.places[w] = append(g.places[w], places)
+	g.places[w] = append(g.places[w][:n], places)
 	return unit, n
 }
 
 // append appends one unit and returns what to wait for, nil when it was refused.
-func (g *ledger) append(t testing.TB, rng *rand.Rand, w int, by logstore.Writer) chan error {
+func (g *ledger) append(t testing.TB, rng *rand.Rand, w int, by logstore.Writer) (chan error, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	unit, n := g.unit(t, rng, w)
 	done := make(chan error, 1)
 	err := by.Append(t.Context(), unit, func(_ logstore.Result, err error) {
-		if err == nil {
-			g.mu.Lock()
-			if g.acked[w] != n {
-				err = fmt.Errorf("unit %d of writer %d was confirmed after %d", n, w, g.acked[w])
-			}
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		switch {
+		case err == nil && g.acked[w] != n:
+			err = fmt.Errorf("unit %d of writer %d was confirmed after %d", n, w, g.acked[w])
+		case err == nil:
 			g.acked[w] = n + 1
-			g.mu.Unlock()
+		case !errors.Is(err, logstore.ErrStorage): // nothing of it is there
+			g.accepted[w] = min(g.accepted[w], n)
 		}
 		done <- err
 	})
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	if err != nil {
-		g.places[w] = g.places[w][:n]
-		return nil
+		return nil, err
 	}
 	g.accepted[w] = n + 1
-	return done
+	return done, nil
 }
 
 // check compares a log with the ledger: of each writer a prefix of the accepted
@@ -160,18 +161,22 @@ func tiny(fs disk.FS) disk.Options {
 func (g *ledger) live(t testing.TB, rng *rand.Rand, fs *disktest.FS, o disk.Options) error {
 	l, err := disk.Open("memory", o)
 	if err != nil {
-		if errors.Is(err, disktest.ErrCrashed) {
+		if errors.Is(err, disktest.ErrCrashed) || errors.Is(err, errInjected) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, io.ErrShortWrite) {
 			return nil
 		}
 		return fmt.Errorf("open: %w", err)
 	}
-	defer func() { _ = l.Close() }()
+	defer func() {
+		if err := l.Close(); err == nil && l.Err() != nil {
+			t.Error("a stopped log closes without an error")
+		}
+	}()
 	_, err = l.CreateTopic(t.Context(), "t", logstore.TopicConfig{Partitions: ledgerPartitions})
 	if err != nil && !errors.Is(err, logstore.ErrExists) {
 		return nil
 	}
 	if err := g.check(l); err != nil {
-		if strings.Contains(err.Error(), disktest.ErrCrashed.Error()) {
+		if l.Err() != nil || strings.Contains(err.Error(), disktest.ErrCrashed.Error()) {
 			return nil
 		}
 		return err
@@ -189,7 +194,10 @@ func (g *ledger) live(t testing.TB, rng *rand.Rand, fs *disktest.FS, o disk.Opti
 	scratch := 0
 	for range 20 + rng.IntN(60) {
 		w := rng.IntN(ledgerWriters)
-		done := g.append(t, rng, w, writers[w])
+		done, err := g.append(t, rng, w, writers[w])
+		if err != nil && !acceptable(err) {
+			return fmt.Errorf("append: %w", err)
+		}
 		switch rng.IntN(24) {
 		case 0:
 			_ = l.Checkpoint(t.Context())
@@ -204,11 +212,17 @@ func (g *ledger) live(t testing.TB, rng *rand.Rand, fs *disktest.FS, o disk.Opti
 		case 3:
 			_ = l.Maintain(t.Context())
 		}
-		if done == nil {
+		if errors.Is(err, logstore.ErrStorage) {
 			break
 		}
-		if rng.IntN(3) == 0 {
-			if err := <-done; err != nil && !errors.Is(err, logstore.ErrStorage) {
+		if errors.Is(err, logstore.ErrBehind) {
+			if writers[w], err = l.OpenWriter(t.Context(), strconv.Itoa(w)); err != nil {
+				break
+			}
+			g.epoch[w] = writers[w].Epoch()
+		}
+		if done != nil && rng.IntN(3) == 0 {
+			if err := <-done; err != nil && !acceptable(err) {
 				return fmt.Errorf("append: %w", err)
 			}
 		}
@@ -219,6 +233,11 @@ func (g *ledger) live(t testing.TB, rng *rand.Rand, fs *disktest.FS, o disk.Opti
 		}
 	}
 	return nil
+}
+
+// acceptable reports whether a unit may fail like this under faults.
+func acceptable(err error) bool {
+	return errors.Is(err, logstore.ErrStorage) || errors.Is(err, logstore.ErrFull) || errors.Is(err, logstore.ErrBehind)
 }
 
 // checkLive waits for what was accepted and compares a log that goes on.
