@@ -128,7 +128,7 @@ func (l *Log) allTopics() []*topic {
 func (p *partition) describe() (checkpointPart, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.end == 0 && len(p.segments) == 0 {
+	if p.end == 0 && len(p.segments) == 0 && !p.lost {
 		return checkpointPart{}, false
 	}
 	part := checkpointPart{topic: p.topic.id, partition: p.id, start: p.start, end: p.end, lost: p.lost}
