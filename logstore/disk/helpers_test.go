@@ -163,3 +163,13 @@ func decode(data []byte, from int64) ([]string, error) {
 	}
 	return all, nil
 }
+
+// oneRecord builds a batch of one record.
+func oneRecord(value string) []byte {
+	var b recordbatch.Builder
+	b.Reset()
+	if err := b.Append(&recordbatch.Record{Timestamp: 1790000000000, Value: []byte(value)}); err != nil {
+		panic(err)
+	}
+	return b.Bytes()
+}
