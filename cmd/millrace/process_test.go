@@ -93,7 +93,7 @@ func startWorker(t *testing.T, dir, addr string) *process {
 	}()
 	t.Cleanup(func() {
 		p.kill()
-		if t.Failed() {
+		if t.Failed() && p.t != nil {
 			b, _ := os.ReadFile(log.Name())
 			t.Logf("worker's log:\n%s", b[max(0, len(b)-8000):])
 		}
