@@ -21,7 +21,7 @@ type sink struct {
 
 // Define declares the keys; they are those of Kafka's FileStreamSink.
 func (s *sink) Define(d *sdk.Def) {
-	d.String(&s.file, "file", "File to append to; it is made when it is not there.", sdk.Required(), sdk.NonEmpty())
+	d.String(&s.file, "file", "File to append to; it is made when it is not there.", sdk.Default(""), sdk.Check(named))
 }
 
 // Open opens the file, and cuts off a line that a crash has left half written.

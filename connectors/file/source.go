@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/millrace-io/millrace/plugins/sdk"
@@ -17,7 +18,7 @@ import (
 const (
 	pollPause = 100 * time.Millisecond // between looks at a file that has not grown
 	readBytes = 64 << 10               // read at a time
-	maxLine   = 16 << 20               // a longer line is an error rather than memory without end
+	maxLine   = 64 << 20               // record.max.bytes; a longer line is an error rather than memory without end
 )
 
 // source reads whole lines. Its offset is the byte after the last line that is in
@@ -29,11 +30,20 @@ type source struct {
 	f        *os.File
 	position int64  // of the next line's first byte
 	buf      []byte // bytes from position on
+	scanned  int    // of buf, without the end of a line
+}
+
+// named refuses what Kafka takes for standard input and output.
+func named(file string) error {
+	if file == "" {
+		return errors.New("a plugin has no standard input and output of its own; name a file")
+	}
+	return nil
 }
 
 // Define declares the keys; they are those of Kafka's FileStreamSource.
 func (s *source) Define(d *sdk.Def) {
-	d.String(&s.file, "file", "File to read.", sdk.Required(), sdk.NonEmpty())
+	d.String(&s.file, "file", "File to read.", sdk.Default(""), sdk.Check(named))
 	d.String(&s.topic, "topic", "Topic to write to.", sdk.Required(), sdk.NonEmpty())
 	d.Int(&s.batchSize, "batch.size", "Most lines read at a time.", sdk.Default("2000"), sdk.AtLeast(1), sdk.Low())
 }
@@ -50,11 +60,15 @@ func (s *source) Open(_ context.Context, t *sdk.SourceTask) error {
 // Read appends the lines that have come, and their end as the position.
 func (s *source) Read(ctx context.Context, out *sdk.Batch) error {
 	for {
-		if err := s.fill(); err != nil {
-			return err
-		}
 		if n, err := s.lines(out); n > 0 || err != nil {
 			return err
+		}
+		more, err := s.fill()
+		if err != nil {
+			return err
+		}
+		if more {
+			continue
 		}
 		select {
 		case <-time.After(pollPause):
@@ -64,39 +78,41 @@ func (s *source) Read(ctx context.Context, out *sdk.Batch) error {
 	}
 }
 
-// fill reads more of the file.
-func (s *source) fill() error {
+// fill reads more of the file and reports whether there was more.
+func (s *source) fill() (bool, error) {
 	if s.f == nil {
 		f, err := os.Open(s.file)
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil
+			return false, nil
 		}
 		if err != nil {
-			return sdk.FieldError("file", "source.file", "cannot read %s: %w", s.file, err)
+			return false, sdk.FieldError("file", "source.file", "cannot read %s: %w", s.file, err)
 		}
 		s.f = f
 	}
-	if len(s.buf) > maxLine {
-		return sdk.Errorf(sdk.Invalid, "source.line_too_long", "%s has a line longer than %d bytes at byte %d", s.file, maxLine, s.position)
-	}
 	at := len(s.buf)
-	s.buf = append(s.buf, make([]byte, readBytes)...)
+	if at > maxLine {
+		return false, sdk.Errorf(sdk.Invalid, "source.line_too_long", "%s has a line longer than %d bytes at byte %d", s.file, maxLine, s.position)
+	}
+	s.buf = slices.Grow(s.buf, readBytes)[:at+readBytes]
 	n, err := s.f.ReadAt(s.buf[at:], s.position+int64(at))
 	s.buf = s.buf[:at+n]
 	if err != nil && !errors.Is(err, io.EOF) {
-		return sdk.Retry(fmt.Errorf("read %s: %w", s.file, err), 0)
+		return false, sdk.Retry(fmt.Errorf("read %s: %w", s.file, err), 0)
 	}
-	return nil
+	return n > 0, nil
 }
 
 // lines appends the whole lines of the buffer.
 func (s *source) lines(out *sdk.Batch) (n int, err error) {
 	used := 0
 	for n < s.batchSize {
-		end := bytes.IndexByte(s.buf[used:], '\n')
+		end := bytes.IndexByte(s.buf[max(used, s.scanned):], '\n')
 		if end < 0 {
+			s.scanned = len(s.buf)
 			break
 		}
+		end += max(used, s.scanned) - used
 		line := bytes.TrimSuffix(s.buf[used:used+end], []byte("\r"))
 		err := out.Append(&sdk.Record{
 			Topic: s.topic, Partition: sdk.PartitionByKey, Timestamp: time.Now().UnixMilli(),
@@ -112,6 +128,7 @@ func (s *source) lines(out *sdk.Batch) (n int, err error) {
 		return 0, nil
 	}
 	s.position += int64(used)
+	s.scanned = max(0, s.scanned-used)
 	s.buf = append(s.buf[:0], s.buf[used:]...)
 	return n, out.Position(sdk.Position{Partition: s.partition(), Offset: map[string]any{"position": s.position}})
 }

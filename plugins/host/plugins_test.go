@@ -278,4 +278,3 @@ func (s *flushList) Flush(context.Context) error {
 }
 
 func (s *flushList) RawValues() bool { return true }
-

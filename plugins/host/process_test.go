@@ -562,4 +562,3 @@ func TestQuestionsAboutTasksAndOffsets(t *testing.T) {
 		t.Errorf("got %v, %v", external, err)
 	}
 }
-
