@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/millrace-io/millrace/logstore"
 	"github.com/millrace-io/millrace/plugins/host"
@@ -61,7 +62,7 @@ func sortSinkPositions(p []sdk.Position) {
 func (w *Worker) AlterOffsets(ctx context.Context, name string, positions []sdk.Position) (external bool, err error) {
 	w.configMu.Lock()
 	defer w.configMu.Unlock()
-	info, err := w.mayAlter(name)
+	info, err := w.mayAlter(ctx, name)
 	if err != nil {
 		return false, err
 	}
@@ -80,7 +81,7 @@ func (w *Worker) AlterOffsets(ctx context.Context, name string, positions []sdk.
 func (w *Worker) ResetOffsets(ctx context.Context, name string) (external bool, err error) {
 	w.configMu.Lock()
 	defer w.configMu.Unlock()
-	info, err := w.mayAlter(name)
+	info, err := w.mayAlter(ctx, name)
 	if err != nil {
 		return false, err
 	}
@@ -97,21 +98,36 @@ func (w *Worker) ResetOffsets(ctx context.Context, name string) (external bool, 
 	return w.alterSource(ctx, info, positions)
 }
 
-// mayAlter refuses a connector that is not stopped.
-func (w *Worker) mayAlter(name string) (Info, error) {
-	info, err := w.Info(name)
-	if err != nil {
-		return info, err
+// mayAlter refuses a connector that is not stopped. One that is about to be, it
+// waits for: tasks end in order within the drain timeout.
+func (w *Worker) mayAlter(ctx context.Context, name string) (Info, error) {
+	deadline := time.Now().Add(w.o.DrainTimeout + time.Second)
+	for {
+		info, err := w.Info(name)
+		if err != nil {
+			return info, err
+		}
+		w.mu.Lock()
+		c := w.connectors[name]
+		stopped, busy := c.plan.Target == plan.Stopped, slices.ContainsFunc(c.plan.Tasks, func(t plan.Task) bool { return t.Phase != plan.Absent })
+		w.mu.Unlock()
+		switch {
+		case stopped && !busy:
+			return info, nil
+		case !stopped || time.Now().After(deadline):
+			return info, sdk.Errorf(sdk.Invalid, "connector.not_stopped",
+				"Connectors must be in the STOPPED state before their offsets can be modified. This can be done for the specified connector by issuing a 'PUT' request to the '/connectors/%s/stop' endpoint", name)
+		}
+		select {
+		case <-time.After(stopPoll):
+		case <-ctx.Done():
+			return info, ctx.Err()
+		}
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	c := w.connectors[name]
-	if c.plan.Target != plan.Stopped || slices.ContainsFunc(c.plan.Tasks, func(t plan.Task) bool { return t.Phase != plan.Absent }) {
-		return info, sdk.Errorf(sdk.Invalid, "connector.not_stopped",
-			"Connectors must be in the STOPPED state before their offsets can be modified. This can be done for the specified connector by issuing a 'PUT' request to the '/connectors/%s/stop' endpoint", name)
-	}
-	return info, nil
 }
+
+// stopPoll is how often mayAlter looks whether the tasks have ended.
+const stopPoll = 10 * time.Millisecond
 
 // checkPosition refuses values that an offset cannot hold.
 func checkPosition(p *sdk.Position) error {

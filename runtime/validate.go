@@ -141,9 +141,33 @@ func (v *Validation) problem(e *sdk.Error) {
 	v.Values[i].Errors = append(v.Values[i].Errors, e.Error())
 }
 
+// checkConverters refuses converters that the class's plugin does not have.
+func (w *Worker) checkConverters(v *Validation, config map[string]string) {
+	for _, side := range []string{"key.converter", "value.converter", "header.converter"} {
+		name := config[side]
+		if name == "" {
+			continue
+		}
+		class, ok := w.o.Finder.Lookup(name)
+		switch {
+		case !ok:
+			v.problem(sdk.FieldError(side, "config.invalid", "Invalid value %s for configuration %s: Class %s could not be found.", name, side, name))
+		case side == "header.converter" && class.Type != "header_converter" && class.Type != "converter", side != "header.converter" && class.Type != "converter":
+			v.problem(sdk.FieldError(side, "config.invalid", "Invalid value %s for configuration %s: Class %s is not a converter for it", name, side, name))
+		}
+		if err := checkVersion(config[side+".plugin.version"], v.Class.Version); err != nil {
+			v.problem(sdk.FieldError(side+".plugin.version", "config.invalid", "Invalid value for configuration %s.plugin.version: %w", side, err))
+		}
+	}
+}
+
 // crossCheck makes the worker's checks that need more than one key.
 func (w *Worker) crossCheck(v *Validation, config map[string]string) {
+	w.checkConverters(v, config)
 	if v.Class.Type != "sink" {
+		if strings.EqualFold(config["transaction.boundary"], "connector") {
+			v.problem(sdk.FieldError("transaction.boundary", "config.invalid", "the connector does not define transaction boundaries of its own; use poll"))
+		}
 		_, problems := creations(config)
 		for _, p := range problems {
 			v.problem(p)

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/labstack/echo/v4"
@@ -31,7 +32,7 @@ func sorted(s []string) []string {
 func object(c echo.Context) (map[string]json.RawMessage, error) {
 	if t := c.Request().Header.Get(echo.HeaderContentType); t != "" {
 		switch kind, _, err := mime.ParseMediaType(t); {
-		case err != nil:
+		case err != nil || !strings.Contains(kind, "/"):
 			return nil, echo.NewHTTPError(http.StatusBadRequest, "the Content-Type cannot be read; send application/json")
 		case kind != "application/json":
 			return nil, echo.NewHTTPError(http.StatusUnsupportedMediaType, "")
