@@ -27,6 +27,7 @@ func TestMain(m *testing.M) {
 		serve.Main(sdk.Plugin{Version: "1.2.3", Connectors: []sdk.Connector{
 			{Class: "test.NumberSourceConnector", Doc: "Numbers.", Aliases: []string{"numbers"}, Source: func() sdk.Source { return &numbers{} }},
 			{Class: "test.ListSinkConnector", Doc: "A list.", Sink: func() sdk.Sink { return &list{} }},
+			{Class: "test.NullSinkConnector", Doc: "Nothing.", Sink: func() sdk.Sink { return &nothing{} }},
 			{Class: "test.FlushSinkConnector", Doc: "A list that flushes.", Sink: func() sdk.Sink { return &flushList{} }},
 		}})
 		return
@@ -255,6 +256,14 @@ func (s *list) Close(context.Context) error {
 	fmt.Fprintln(s.out, "closed")
 	return s.out.Close()
 }
+
+// nothing is a sink that is always done.
+type nothing struct{}
+
+func (*nothing) Define(*sdk.Def)                           {}
+func (*nothing) Open(context.Context, *sdk.SinkTask) error { return nil }
+func (*nothing) Write(context.Context, []sdk.Record) error { return nil }
+func (*nothing) Close(context.Context) error               { return nil }
 
 // flushList is a list that buffers.
 type flushList struct {

@@ -9,7 +9,7 @@
 // versions:
 // - protoc-gen-go-grpc v1.6.2
 // - protoc             v3.21.12
-// source: plugins/internal/pb/plugin.proto
+// source: plugin.proto
 
 package pb
 
@@ -319,5 +319,5 @@ var Plugin_ServiceDesc = grpc.ServiceDesc{
 			ClientStreams: true,
 		},
 	},
-	Metadata: "plugins/internal/pb/plugin.proto",
+	Metadata: "plugin.proto",
 }
