@@ -65,6 +65,7 @@ var dialect = cdc.Dialect{
 	Locking:   "none",
 	Fetch:     "10240",
 	Strategy:  "io.debezium.schema.SchemaTopicNamingStrategy",
+	Comments:  "the reference connector gives none for Postgres either.",
 }
 
 // Define declares the keys.

@@ -77,6 +77,7 @@ func (s *source) Open(ctx context.Context, t *sdk.SourceTask) error {
 	if err := s.topicsDiffer(tables); err != nil {
 		return err
 	}
+	s.logWarnings(ctx, tables)
 	if err := s.setIdentities(ctx, tables); err != nil {
 		return err
 	}
@@ -105,7 +106,7 @@ func (s *source) tables(ctx context.Context) ([]*relation, error) {
 	if err != nil {
 		return nil, s.config.serverError("list the tables", err)
 	}
-	return slices.DeleteFunc(found, func(r *relation) bool {
+	found = slices.DeleteFunc(found, func(r *relation) bool {
 		switch {
 		case !s.config.Capture.Table(r.id):
 			return true
@@ -113,7 +114,14 @@ func (s *source) tables(ctx context.Context) ([]*relation, error) {
 			return r.partition
 		}
 		return r.kind == 'p'
-	}), nil
+	})
+	// The order of the include list decides first, then the name.
+	include := s.config.Capture.Tables.Include
+	rank := func(r *relation) int {
+		return slices.IndexFunc(include, func(p cdc.Pattern) bool { return p.Match(r.id.String()) })
+	}
+	slices.SortStableFunc(found, func(a, b *relation) int { return rank(a) - rank(b) })
+	return found, nil
 }
 
 func (s *source) topicsDiffer(tables []*relation) error {

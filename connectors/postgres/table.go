@@ -46,6 +46,7 @@ type field struct {
 	mask     *cdc.Mask
 	labels   []string // of an enum
 	text     bool     // the value is a string, so a mask applies
+	length   int      // of the column, 0 for unbounded
 }
 
 // keyField is one member of the key.
@@ -110,7 +111,7 @@ func (m *tableMaker) make(rel relationMessage, cat *relation, previous *table) *
 			continue // the catalog is of another time
 		}
 		t.key = append(t.key, keyField{field: converted[i], inRow: inRow[i], order: orders[i]})
-		key.Fields = append(key.Fields, sdk.Field{Name: converted[i].name, Schema: schemas[i]})
+		key.Fields = append(key.Fields, sdk.Field{Name: converted[i].name, Schema: keySchema(schemas[i])})
 	}
 	if len(t.key) > 0 {
 		t.keyType = key
@@ -121,13 +122,28 @@ func (m *tableMaker) make(rel relationMessage, cat *relation, previous *table) *
 	return t
 }
 
+// keySchema is a field's schema without what is told about its column.
+func keySchema(s *sdk.Schema) *sdk.Schema {
+	k := *s
+	k.Params = make(map[string]string)
+	for name, v := range s.Params {
+		if !strings.HasPrefix(name, columnParam) {
+			k.Params[name] = v
+		}
+	}
+	if len(k.Params) == 0 {
+		k.Params = nil
+	}
+	return &k
+}
+
+// columnParam begins the parameters that tell of a column's type.
+const columnParam = "__debezium.source.column."
+
 // keyColumns decides on the record key: the user's rule, the primary key, the
 // columns of a unique index, or none. Where the server sends other identity
 // columns than the primary key's, those are the key: nothing is made up.
 func (m *tableMaker) keyColumns(t *table) []string {
-	if columns := cdc.KeyColumns(m.config.Keys, t.id); columns != nil {
-		return columns
-	}
 	has := func(columns []string) bool {
 		for _, c := range columns {
 			if !slices.ContainsFunc(t.columns, func(r relationColumn) bool { return r.name == c }) {
@@ -142,15 +158,17 @@ func (m *tableMaker) keyColumns(t *table) []string {
 			flagged = append(flagged, c.name)
 		}
 	}
+	if columns := cdc.KeyColumns(m.config.Keys, t.id); has(columns) {
+		if t.identity == 'f' || len(flagged) == 0 || subset(columns, flagged) {
+			return columns
+		}
+		return flagged // deletes would not have the others
+	}
 	primary := t.catalog.primaryKey()
 	switch {
 	case has(primary):
-		if t.identity == 'i' && len(flagged) > 0 {
-			for _, c := range primary {
-				if !slices.Contains(flagged, c) {
-					return flagged
-				}
-			}
+		if t.identity == 'i' && len(flagged) > 0 && !subset(primary, flagged) {
+			return flagged
 		}
 		return primary
 	case t.identity == 'i', t.identity == 'd' && t.catalog == nil:
@@ -159,6 +177,15 @@ func (m *tableMaker) keyColumns(t *table) []string {
 		return t.catalog.uniqueKey()
 	}
 	return nil
+}
+
+func subset(columns, of []string) bool {
+	for _, c := range columns {
+		if !slices.Contains(of, c) {
+			return false
+		}
+	}
+	return true
 }
 
 // field makes the schema and the conversion of a column.
@@ -170,27 +197,27 @@ func (m *tableMaker) field(t *table, c relationColumn, typ columnType) (*sdk.Sch
 	s := *typ.schema
 	primary := slices.Contains(t.catalog.primaryKey(), c.name)
 	s.Optional = !primary && (attr == nil || !attr.notNull && !m.domainNotNull(c.oid)) || typ.always
-	if attr != nil && attr.comment != "" && m.config.Comments {
-		s.Doc = attr.comment
-	}
 	params := make(map[string]string)
 	for k, v := range s.Params {
 		params[k] = v
 	}
 	typeName, length, scale := m.types.declaredType(c.oid, c.typmod)
 	if m.config.Propagates(t.id, c.name, m.config.database, m.types.byOID[c.oid].name) {
-		const prefix = "__debezium.source.column."
-		params[prefix+"type"], params[prefix+"length"], params[prefix+"name"] = typeName, length, c.name
+		params[columnParam+"type"], params[columnParam+"length"], params[columnParam+"name"] = typeName, length, c.name
 		if scale != "" {
-			params[prefix+"scale"] = scale
+			params[columnParam+"scale"] = scale
 		}
 	}
 	f := field{
 		name: m.names.Field(c.name), convert: typ.convert, optional: s.Optional, fallback: typ.fallback, absent: typ.absent,
 		text: s.Kind == sdk.KindString,
 	}
-	if info, _ := m.types.resolve(c.oid, c.typmod); info.kind == 'e' {
+	info, mod := m.types.resolve(c.oid, c.typmod)
+	if info.kind == 'e' {
 		f.labels = info.labels
+	}
+	if (info.oid == oidVarchar || info.oid == oidBpchar) && mod > 4 {
+		f.length = int(mod - 4)
 	}
 	if mask := cdc.MaskFor(m.config.Masks, t.id, c.name); mask != nil && f.text {
 		name, value := mask.Param()
@@ -201,7 +228,9 @@ func (m *tableMaker) field(t *table, c relationColumn, typ columnType) (*sdk.Sch
 		s.Params = params
 	}
 	if attr != nil && typ.defaults && attr.fallback != "" {
-		s.Default = m.constant(attr.fallback, typ, c)
+		if s.Default = m.constant(attr.fallback, typ, c); s.Default != nil {
+			f.fallback = *s.Default
+		}
 	}
 	return &s, f
 }
@@ -259,7 +288,7 @@ func (f *field) value(c rawColumn, a *arena) (sdk.Value, error) {
 		v = f.absent
 	}
 	if f.mask != nil {
-		if s, null := f.mask.Apply(v.Str(), v.IsNull()); null {
+		if s, null := f.mask.Apply(v.Str(), v.IsNull(), f.length); null {
 			v = sdk.Null
 		} else {
 			v = sdk.String(s)

@@ -257,6 +257,9 @@ func numbersIn(b []byte, into []byte) ([]byte, int, error) {
 		if err != nil {
 			return into, n, errSyntax
 		}
+		if math.IsNaN(f) {
+			f = math.Float64frombits(0x7ff8000000000000) // the only NaN that Java has
+		}
 		into = binary.LittleEndian.AppendUint64(into, math.Float64bits(f))
 		n++
 		i = end

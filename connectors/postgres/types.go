@@ -258,7 +258,7 @@ func (t *types) numeric(mod int32) columnType {
 		return c
 	case "string":
 		c := t.text("")
-		c.convert, c.defaults, c.fallback = convertNumericText, true, sdk.String("0")
+		c.convert, c.defaults, c.fallback = convertNumericText, true, sdk.String(zeroText(mod))
 		return c
 	}
 	if mod < 4 {
@@ -268,6 +268,17 @@ func (t *types) numeric(mod int32) columnType {
 	s := sdk.DecimalSchema(scale)
 	s.Params["connect.decimal.precision"] = strconv.Itoa(precision)
 	return columnType{schema: s, convert: convertDecimal(scale), fallback: sdk.Bytes([]byte{0}), known: true, defaults: true}
+}
+
+// zeroText is zero with as many digits as the column has.
+func zeroText(mod int32) string {
+	if mod < 4 {
+		return "0"
+	}
+	if _, scale := numericMod(mod); scale > 0 {
+		return "0." + strings.Repeat("0", scale)
+	}
+	return "0"
 }
 
 func variableDecimal() columnType {
@@ -350,7 +361,7 @@ func (t *types) temporal(oid uint32, mod int32) columnType {
 	case oidTimestamptz:
 		c := t.text(debeziumTime + "ZonedTimestamp")
 		c.convert, c.defaults = convertZonedTimestamp(p), true
-		c.fallback = sdk.String("1970-01-01T00:00:00.000000Z"[:19] + strings.TrimSuffix(".000000"[:p+1], ".") + "Z")
+		c.fallback = sdk.String("1970-01-01T00:00:00Z")
 		return c
 	case oidTimetz:
 		c := t.text(debeziumTime + "ZonedTime")

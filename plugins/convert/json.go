@@ -88,7 +88,7 @@ func (j *jsonConverter) Encode(dst []byte, d sdk.Data) ([]byte, error) {
 		p := j.enc.plan(d.Schema)
 		if !j.schemas {
 			dst, err = j.enc.value(dst, p, d.Value)
-		} else if dst, err = j.enc.value(append(dst, p.envelope()...), p, d.Value); err == nil {
+		} else if dst, err = j.enc.value(append(dst, j.enc.envelope(p)...), p, d.Value); err == nil {
 			dst = append(dst, '}')
 		}
 	}

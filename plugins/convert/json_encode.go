@@ -79,9 +79,9 @@ func (e *encoder) prepare(s *sdk.Schema) *plan {
 }
 
 // envelope returns the envelope's text up to the payload.
-func (p *plan) envelope() []byte {
+func (e *encoder) envelope(p *plan) []byte {
 	if p.text == nil {
-		p.text = append(AppendSchema([]byte(`{"schema":`), p.schema), `,"payload":`...)
+		p.text = append(e.schema([]byte(`{"schema":`), p.schema, ""), `,"payload":`...)
 	}
 	return p.text
 }

@@ -9,9 +9,13 @@ import (
 
 // AppendSchema appends the schema in the JSON form of Connect's envelopes: the
 // members in Connect's order, those without a value left out.
-func AppendSchema(dst []byte, s *sdk.Schema) []byte { return appendSchema(dst, s, "") }
+func AppendSchema(dst []byte, s *sdk.Schema) []byte {
+	e := encoder{base64: true}
+	return e.schema(dst, s, "")
+}
 
-func appendSchema(dst []byte, s *sdk.Schema, field string) []byte {
+// schema appends a schema, as a struct's field when it has a name.
+func (e *encoder) schema(dst []byte, s *sdk.Schema, field string) []byte {
 	dst = append(dst, `{"type":"`...)
 	dst = append(dst, s.Kind.String()...)
 	dst = append(dst, '"')
@@ -22,14 +26,14 @@ func appendSchema(dst []byte, s *sdk.Schema, field string) []byte {
 			if i > 0 {
 				dst = append(dst, ',')
 			}
-			dst = appendSchema(dst, f.Schema, f.Name)
+			dst = e.schema(dst, f.Schema, f.Name)
 		}
 		dst = append(dst, ']')
 	case sdk.KindArray:
-		dst = appendSchema(append(dst, `,"items":`...), s.Elem, "")
+		dst = e.schema(append(dst, `,"items":`...), s.Elem, "")
 	case sdk.KindMap:
-		dst = appendSchema(append(dst, `,"keys":`...), s.KeyElem, "")
-		dst = appendSchema(append(dst, `,"values":`...), s.Elem, "")
+		dst = e.schema(append(dst, `,"keys":`...), s.KeyElem, "")
+		dst = e.schema(append(dst, `,"values":`...), s.Elem, "")
 	}
 	dst = strconv.AppendBool(append(dst, `,"optional":`...), s.Optional)
 	if s.Name != "" {
@@ -47,8 +51,7 @@ func appendSchema(dst []byte, s *sdk.Schema, field string) []byte {
 	}
 	if s.Default != nil {
 		dst = append(dst, `,"default":`...)
-		e := encoder{base64: true}
-		if out, err := e.value(dst, e.plan(s), *s.Default); err == nil {
+		if out, err := e.value(dst, e.prepare(s), *s.Default); err == nil {
 			dst = out
 		} else {
 			dst = append(dst, "null"...)

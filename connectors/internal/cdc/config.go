@@ -82,6 +82,7 @@ type Dialect struct {
 	Locking   string
 	Fetch     string
 	Strategy  string // class of the topic naming strategy
+	Comments  string // why comments have no effect, "" where they have
 }
 
 func notYet(what string) sdk.Option { return sdk.Ignored(what) }
@@ -144,7 +145,11 @@ func (c *Config) defineEvents(d *sdk.Def, dialect Dialect) {
 	d.String(&c.FieldAdjust, "field.name.adjustment.mode", "How field names are made valid.", sdk.Default("none"), sdk.Medium(), sdk.OneOf("none", "avro", "avro_unicode"))
 	d.List(&c.PropagateType, "column.propagate.source.type", "Columns whose database type is given in schema parameters.", sdk.Low())
 	d.List(&c.PropagateTypes, "datatype.propagate.source.type", "Types whose columns tell it in schema parameters.", sdk.Low())
-	d.Bool(&c.Comments, "include.schema.comments", "Give column comments as documentation of fields.", sdk.Default("false"), sdk.Low())
+	comments := []sdk.Option{sdk.Default("false"), sdk.Low()}
+	if dialect.Comments != "" {
+		comments = append(comments, sdk.Ignored(dialect.Comments))
+	}
+	d.Bool(&c.Comments, "include.schema.comments", "Tell column comments.", comments...)
 	d.String(&c.OnConversion, "event.converting.failure.handling.mode", "What to do with a value that cannot be converted: fail, or null with (warn) or without (skip) a line in the log.",
 		sdk.Default("warn"), sdk.Low(), sdk.OneOf("fail", "warn", "skip"))
 }

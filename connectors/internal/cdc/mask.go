@@ -133,7 +133,9 @@ func (m *Mask) Param() (name, value string) {
 
 // Apply returns the masked form of a text; null says whether it was null, which
 // only stars replace.
-func (m *Mask) Apply(s string, null bool) (masked string, stillNull bool) {
+//
+// A hash is cut to the column's length, 0 for none.
+func (m *Mask) Apply(s string, null bool, length int) (masked string, stillNull bool) {
 	switch {
 	case m.kind == maskStars:
 		return m.stars, false
@@ -149,7 +151,11 @@ func (m *Mask) Apply(s string, null bool) (masked string, stillNull bool) {
 	} else {
 		h.Write(javaSerialized(s))
 	}
-	return hex.EncodeToString(h.Sum(nil)), false
+	digest := hex.EncodeToString(h.Sum(nil))
+	if length > 0 && length < len(digest) {
+		digest = digest[:length]
+	}
+	return digest, false
 }
 
 // javaSerialized is a string in Java's object serialisation, which version 1 of

@@ -53,7 +53,7 @@ type tableCount struct {
 
 // NewTransactions makes the records for a topic.
 func NewTransactions(topic string) *Transactions {
-	collection := &sdk.Schema{Kind: sdk.KindStruct, Name: "event.collection", Version: 1, Fields: []sdk.Field{
+	collection := &sdk.Schema{Kind: sdk.KindStruct, Optional: true, Name: "event.collection", Version: 1, Fields: []sdk.Field{
 		{Name: "data_collection", Schema: text()},
 		{Name: "event_count", Schema: long()},
 	}}
