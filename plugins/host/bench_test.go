@@ -25,7 +25,7 @@ func BenchmarkSource(b *testing.B) {
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			p, _ := start(b, "plugin")
-			c.config["limit"], c.config["batch"] = strconv.Itoa(1<<31-1), "500"
+			c.config["limit"], c.config["batch"], c.config["mode"] = strconv.Itoa(1<<31-1), "500", "fast"
 			s, err := p.OpenSource(b.Context(), numberSource(c.config), &services{partitions: 4})
 			if err != nil {
 				b.Fatal(err)

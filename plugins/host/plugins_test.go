@@ -50,6 +50,7 @@ type numbers struct {
 
 	mu      sync.Mutex
 	retried int
+	record  sdk.Record
 }
 
 var numberSchema = &sdk.Schema{Kind: sdk.KindStruct, Name: "number", Fields: []sdk.Field{
@@ -134,6 +135,9 @@ func (s *numbers) Read(ctx context.Context, out *sdk.Batch) error {
 		<-ctx.Done()
 		return ctx.Err()
 	}
+	if s.mode == "fast" {
+		return s.fast(out)
+	}
 	pad := make([]byte, s.size)
 	for range s.batch {
 		if s.next >= s.limit {
@@ -154,6 +158,29 @@ func (s *numbers) Read(ctx context.Context, out *sdk.Batch) error {
 			return err
 		}
 		s.next++
+	}
+	return out.Position(sdk.Position{Partition: map[string]any{"s": "numbers"}, Offset: map[string]any{"n": int64(s.next)}})
+}
+
+// fast appends the same record over and over, so that a measurement is about
+// the boundary.
+func (s *numbers) fast(out *sdk.Batch) error {
+	if s.record.Topic == "" {
+		pad := make([]byte, s.size)
+		s.record = sdk.Record{Topic: s.topic, Partition: sdk.PartitionByKey, Value: sdk.Data{Raw: true, Value: sdk.Bytes(pad)}}
+		if s.schema {
+			s.record.Value = sdk.Data{Schema: numberSchema, Value: sdk.Struct([]sdk.Value{sdk.Int64(1), sdk.Bytes(pad)})}
+		}
+		if s.keyed {
+			s.record.Key = sdk.Data{Raw: true, Value: sdk.Bytes([]byte("key-12345678"))}
+		}
+	}
+	for range s.batch {
+		s.next++
+		s.record.Timestamp = int64(s.next)
+		if err := out.Append(&s.record); err != nil {
+			return err
+		}
 	}
 	return out.Position(sdk.Position{Partition: map[string]any{"s": "numbers"}, Offset: map[string]any{"n": int64(s.next)}})
 }

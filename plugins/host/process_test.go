@@ -84,6 +84,9 @@ var programs = map[string]func() bool{
 		_, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, syscall.PR_SET_PDEATHSIG, 0, 0)
 		return errno != 0
 	},
+	"deaf": func() bool { // does not hear of its parent's death
+		return os.Unsetenv("MILLRACE_PARENT_FD") != nil
+	},
 	"parent": func() bool { // a worker with one plugin
 		p, err := host.Start(context.Background(), host.Class{Name: "x", Path: os.Args[1]}, "c", host.Options{})
 		if err != nil {
@@ -284,7 +287,7 @@ func TestTheSocketIsPrivateAndRefusesOthers(t *testing.T) {
 }
 
 func TestPluginsDieWithTheWorker(t *testing.T) {
-	for _, name := range []string{"plugin", "immortal"} {
+	for _, name := range []string{"plugin", "immortal", "deaf"} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			parent := exec.Command(install(t, dir, "parent"), install(t, dir, name))

@@ -294,15 +294,13 @@ func (t *sourceTask) pass() {
 func (t *sourceTask) append(ctx context.Context, r *sdk.Record) error {
 	t.counts.read++
 	err := t.place(ctx, r)
-	var bad *conversionError
-	switch {
-	case err == nil:
+	if err == nil {
 		t.counts.written++
 		return nil
-	case errors.As(err, &bad):
+	}
+	if _, bad := errors.AsType[*conversionError](err); bad {
 		err = unconvertible(r.Topic, err)
-	case sdk.ReasonOf(err) == "record.too_large":
-	default:
+	} else if sdk.ReasonOf(err) != "record.too_large" {
 		t.fail(ctx, err)
 		return err
 	}
