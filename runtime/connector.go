@@ -293,7 +293,7 @@ func (w *Worker) taskEnded(c *connector, i int, run *taskRun, err error) {
 	p.Phase, t.run = plan.Absent, nil
 	switch {
 	case asked || err == nil:
-		if err != nil && !errors.Is(err, host.ErrProcessGone) {
+		if err != nil && !errors.Is(err, host.ErrProcessGone) && !errors.Is(err, context.Canceled) {
 			w.logger.Warn("task did not end in order", "connector", c.name, "task", i, "err", err)
 		}
 	case errors.Is(err, host.ErrProcessGone):

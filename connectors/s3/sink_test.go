@@ -230,7 +230,7 @@ func keys(m map[string][]byte) func(func(string) bool) {
 // rotate at random sizes, as a schedule would: whatever happened, each record is
 // in S3 once.
 func TestKillsRepeatNothing(t *testing.T) {
-	rounds := 40
+	rounds := 12
 	if testing.Short() {
 		rounds = 3
 	}
