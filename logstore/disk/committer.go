@@ -172,9 +172,6 @@ func (c *committer) commit() error {
 		return c.refuseGroup(err)
 	}
 	j := l.journal
-	if err := j.fill(size); err != nil {
-		return c.refuseGroup(err)
-	}
 	j.wrap(size)
 	c.frames = c.frames[:0]
 	for _, r := range c.group {
@@ -226,12 +223,12 @@ func (c *committer) choiceSize() int64 {
 // refuseGroup fails the chosen units when there is no space for their frames,
 // and returns every other error.
 func (c *committer) refuseGroup(err error) error {
-	if !isFull(err) && !errors.Is(err, logstore.ErrFull) {
+	if !errors.Is(err, logstore.ErrFull) {
 		return err
 	}
 	for _, r := range c.group {
 		if r.chosen {
-			r.chosen, r.failure = false, fmt.Errorf("%w: %w", logstore.ErrFull, err)
+			r.chosen, r.failure = false, err
 		}
 	}
 	return nil

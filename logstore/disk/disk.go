@@ -71,7 +71,7 @@ const (
 	maxGroupBytes   = 4 << 20     // frames of one write: more would delay the first in it
 	maxEntries      = 20_000      // runs of batches in one unit: two topics of the most partitions
 	maxIdentity     = 1 << 10     // length of a writer's identity and a group's name: they are keys
-	syncers         = 8           // concurrent syncs of large batches and checkpoints: the disk's queue
+	syncers         = 16           // concurrent syncs of large batches and checkpoints: the disk's queue
 	allocateMin     = 64 << 10    // first step of reserving space for a segment
 	allocateMax     = 64 << 20    // last step
 	farFuture       = time.Minute // pause of maintenance when it runs only by hand

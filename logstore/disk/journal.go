@@ -8,14 +8,13 @@ import (
 	"sync/atomic"
 )
 
-// journal is the circle of frames. Its space is reserved at once, filled with
-// zeros piece by piece as the first lap reaches them, and overwritten in place
-// from then on, which is what makes a sync cheap. It is the committer's alone.
+// journal is the circle of frames. Its space is reserved at once, written by the
+// first lap, and overwritten in place from then on, which is what makes a sync
+// cheap. It is the committer's alone.
 type journal struct {
-	file   File
-	size   int64 // of the circle
-	filled int64 // bytes of the file that were written once
-	logID  uint64
+	file  File
+	size  int64 // of the circle
+	logID uint64
 
 	pos      int64 // where the next frame goes
 	lap      uint64
@@ -34,22 +33,17 @@ type journalPos struct {
 	head     int64
 }
 
-// fillBytes is how much of a new journal is zero-filled at a time: the first lap
-// pauses for this many bytes, and a small log never fills the whole.
-const fillBytes = 4 << 20
-
 func openJournal(fs FS, size int64) (*journal, error) {
-	f, filled, err := fs.OpenFile(journalName, true)
+	f, have, err := fs.OpenFile(journalName, true)
 	if err != nil {
 		return nil, fmt.Errorf("open journal: %w", err)
 	}
-	j := &journal{file: f, size: size}
-	if filled >= size {
-		j.filled = size // perhaps reserved only, which costs speed for a lap, nothing else
-	} else if err := f.Allocate(size); err != nil {
-		return nil, errors.Join(fmt.Errorf("reserve %d bytes for the journal: %w", size, err), f.Close())
+	if have < size {
+		if err := f.Allocate(size); err != nil {
+			return nil, errors.Join(fmt.Errorf("reserve %d bytes for the journal: %w", size, err), f.Close())
+		}
 	}
-	return j, nil
+	return &journal{file: f, size: size}, nil
 }
 
 // here is where the next frame goes.
@@ -74,22 +68,6 @@ func (j *journal) fits(n int64) bool {
 
 // used is the part of the circle that replay would read.
 func (j *journal) used() int64 { return j.head - j.tail.Load() }
-
-// fill makes sure that n bytes at the next place were written once.
-func (j *journal) fill(n int64) error {
-	pos := j.pos
-	if _, wrap := j.need(n); wrap {
-		pos = 0
-	}
-	for j.filled < pos+n {
-		end := min(j.size, max(j.filled+fillBytes, pos+n))
-		if _, err := j.file.WriteAt(make([]byte, end-j.filled), j.filled); err != nil {
-			return fmt.Errorf("fill journal: %w", err)
-		}
-		j.filled = end
-	}
-	return nil
-}
 
 // wrap begins the next lap when n bytes do not fit into this one.
 func (j *journal) wrap(n int64) {
