@@ -71,10 +71,11 @@ type emitter struct {
 	since      int // records since the clock was read
 	appended   int // records since the last position
 	bytes      int // and about how many bytes of rows
+	limit      int // of records between two positions
 }
 
 func newEmitter(c *config, log *slog.Logger, task string) *emitter {
-	e := &emitter{config: c, log: log}
+	e := &emitter{config: c, log: log, limit: min(positionRecords, c.MaxBatch)}
 	if c.Headers {
 		e.context = cdc.ContextHeaders(c.Prefix, task, connectorName, uuid7())
 	}

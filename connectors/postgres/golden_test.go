@@ -359,6 +359,9 @@ func (s *script) play(text string) {
 		}
 		sql := statement.String()
 		statement.Reset()
+		if s.run != nil && strings.HasPrefix(sql, "alter table") {
+			s.settle() // the reader sees today's catalog
+		}
 		_, err := s.session().Exec(context.Background(), sql).ReadAll()
 		if err != nil && !fails {
 			s.t.Logf("statement refused: %s: %v", strings.TrimSpace(sql), err)

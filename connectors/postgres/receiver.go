@@ -27,6 +27,11 @@ const (
 	// silence is how many status intervals without a byte mean a dead connection;
 	// each status asks for an answer.
 	silence = 3
+	// gather is how long reading pauses while messages come in quick succession, so
+	// that one wake-up handles many; the first one after a pause is never held up.
+	// smallRead is what a read must stay below to be worth the pause.
+	gather    = 2 * time.Millisecond
+	smallRead = 64 << 10
 	// leastSilence keeps short status intervals from cutting a busy server off.
 	leastSilence = 30 * time.Second
 )
@@ -121,9 +126,22 @@ func (r *receiver) read() {
 	defer r.wg.Done()
 	defer close(r.slabs)
 	s, filled := r.take(0), 0
-	var deadline time.Time
+	var deadline, last time.Time
+	pausing := time.NewTimer(0)
+	defer pausing.Stop()
+	small := false
 	for {
-		if now := time.Now(); now.After(deadline) {
+		now := time.Now()
+		if small && now.Sub(last) < 2*gather {
+			pausing.Reset(gather)
+			select {
+			case <-pausing.C:
+			case <-r.stopping:
+				return
+			}
+		}
+		last = now
+		if now.After(deadline) {
 			deadline = now.Add(time.Second)
 			select {
 			case <-r.stopping:
@@ -134,6 +152,7 @@ func (r *receiver) read() {
 		}
 		n, err := r.conn.Read(s.buf[filled:])
 		filled += n
+		small = n < smallRead
 		whole, need, scanErr := r.scan(s.buf[:filled])
 		if scanErr != nil {
 			r.fail(scanErr)

@@ -114,7 +114,7 @@ func (sn *snapshot) read(ctx context.Context, out *sdk.Batch) (finished bool, er
 		}
 	}
 	s.emit.tick()
-	for s.emit.appended < positionRecords && s.emit.bytes < positionBytes {
+	for s.emit.appended < s.emit.limit && s.emit.bytes < positionBytes {
 		if sn.copy == nil {
 			more, err := sn.openTable(ctx, out)
 			if err != nil {
@@ -248,7 +248,7 @@ func (sn *snapshot) query(rel *relation, t *table, p *tableProgress, from []stri
 // last row waits, because only what follows tells whether it is the last.
 func (sn *snapshot) rows(ctx context.Context, out *sdk.Batch) (end bool, err error) {
 	e := sn.src.emit
-	for e.appended < positionRecords && e.bytes < positionBytes {
+	for e.appended < e.limit && e.bytes < positionBytes {
 		if sn.cur == nil {
 			if sn.cur, err = sn.copy.next(ctx); err != nil {
 				return false, sn.src.config.serverError("read the rows of "+sn.table.name, err)

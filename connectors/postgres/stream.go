@@ -48,6 +48,7 @@ type stream struct {
 	stored    time.Time // when a position was stored last
 	heartbeat time.Time // when the next one is due
 	cut       bool      // the next transaction was cut before
+	torn      bool      // an error came between the records of one message
 }
 
 // connect starts streaming where the position is.
@@ -118,7 +119,7 @@ func (st *stream) read(ctx context.Context, out *sdk.Batch) error {
 		if err != nil {
 			return st.broken(out, err)
 		}
-		if s.emit.appended >= positionRecords || s.emit.bytes >= positionBytes {
+		if s.emit.appended >= s.emit.limit || s.emit.bytes >= positionBytes {
 			return st.store(out)
 		}
 	}
@@ -173,26 +174,25 @@ func (st *stream) taken(sl *slab, ok bool) (bool, error) {
 	return true, nil
 }
 
-// broken decides what an error of the stream means. What was appended lies
-// before a position in any case, so that going on later repeats nothing.
+// broken decides what an error of the stream means. When it can pass, what was
+// appended is put before a position, so that going on later repeats nothing. An
+// error between the records of one message cannot pass: no position fits there.
 func (st *stream) broken(out *sdk.Batch, err error) error {
-	if errors.Is(err, context.Canceled) && sqlState(err) == "" {
+	if st.torn || errors.Is(err, context.Canceled) && sqlState(err) == "" {
 		return err
 	}
+	var se *sdk.Error
+	coded := errors.As(err, &se)
+	network := errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, errStreamEnded) || isNetwork(err)
+	if coded && se.Code != sdk.Unavailable || !coded && !network && sqlState(err) == "" {
+		return err
+	}
+	st.disconnect()
 	if st.dirty {
 		if perr := st.store(out); perr != nil {
 			return perr
 		}
 	}
-	var se *sdk.Error
-	if errors.As(err, &se) && se.Code != sdk.Unavailable {
-		return err
-	}
-	network := errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, errStreamEnded) || isNetwork(err)
-	if se == nil && !network && sqlState(err) == "" {
-		return err // of the batch: the worker ended the task
-	}
-	st.disconnect()
 	e := st.src.config.serverError(fmt.Sprintf("stream from slot %q", st.src.config.slot), err)
 	if errors.As(e, &se) && se.Code == sdk.Unavailable {
 		se.After = unavailablePause
@@ -211,12 +211,14 @@ func (st *stream) drain(ctx context.Context, out *sdk.Batch) error {
 	for st.off < st.slab.n {
 		b := st.slab.buf[st.off:st.slab.n]
 		size := int(binary.BigEndian.Uint32(b[1:])) + 1
+		before := e.appended
 		if err := st.message(ctx, out, b[0], b[headBytes:size]); err != nil {
+			st.torn = e.appended != before
 			return err
 		}
 		st.off += size
 		e.arena.reset()
-		if e.bytes += size; e.appended >= positionRecords || e.appended > 0 && e.bytes >= positionBytes {
+		if e.bytes += size; e.appended >= e.limit || e.appended > 0 && e.bytes >= positionBytes {
 			break
 		}
 	}

@@ -325,7 +325,7 @@ func convertCircle(b []byte, a *arena) (sdk.Value, error) {
 func convertShape(kind string) convert {
 	return func(b []byte, a *arena) (sdk.Value, error) {
 		points, n, err := numbersIn(b, nil)
-		if err != nil || n < 2 || n%2 != 0 {
+		if err != nil || n < 2 || n%2 != 0 || kind == "box" && n != 4 {
 			return sdk.Null, errSyntax
 		}
 		closed := kind == "polygon" || kind == "box" || kind == "path" && b[0] == '('

@@ -213,19 +213,13 @@ func bigUnscaled(b []byte, scale int) ([]byte, error) {
 
 // divideHalfUp divides and rounds halves away from zero.
 func divideHalfUp(n, by *big.Int) *big.Int {
+	away := big.NewInt(int64(n.Sign()))
 	rest := new(big.Int)
 	n.QuoRem(n, by, rest)
 	if rest.Abs(rest).Lsh(rest, 1).Cmp(by) >= 0 {
-		n.Add(n, big.NewInt(int64(signOf(n, rest))))
+		n.Add(n, away)
 	}
 	return n
-}
-
-func signOf(n, _ *big.Int) int {
-	if n.Sign() < 0 {
-		return -1
-	}
-	return 1
 }
 
 // appendTwos appends the shortest two's-complement form.
