@@ -243,6 +243,10 @@ func (s *list) Write(ctx context.Context, records []sdk.Record) error {
 		return sdk.Retry(errors.New("target is busy"), time.Millisecond)
 	case s.mode == "rewind" && len(records) > 0 && s.n < 4:
 		defer s.task.Rewind(sdk.TopicPartition{Topic: records[0].Topic, Partition: records[0].Partition}, records[0].Offset)
+	case s.mode == "busy" && s.n == 1:
+		return sdk.Retry(errors.New("target is busy"), 500*time.Millisecond)
+	case s.mode == "slow" && len(records) > 0:
+		time.Sleep(200 * time.Millisecond)
 	case s.mode == "block":
 		<-ctx.Done()
 		return ctx.Err()
@@ -279,6 +283,9 @@ func (s *list) Write(ctx context.Context, records []sdk.Record) error {
 func (s *list) Close(context.Context) error {
 	if s.out == nil {
 		return nil
+	}
+	if s.mode == "slow" {
+		time.Sleep(300 * time.Millisecond)
 	}
 	fmt.Fprintln(s.out, "closed")
 	return s.out.Close()

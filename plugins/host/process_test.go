@@ -421,7 +421,7 @@ func TestCloseKillsWhatDoesNotLeave(t *testing.T) {
 
 func TestCloseLetsTasksEnd(t *testing.T) {
 	p, _ := start(t, "plugin")
-	spec, file := listSink(t, nil)
+	spec, file := listSink(t, map[string]string{"mode": "slow"})
 	s, err := p.OpenSink(t.Context(), spec, &services{})
 	if err != nil {
 		t.Fatal(err)

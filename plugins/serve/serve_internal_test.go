@@ -129,11 +129,16 @@ func TestOnlyConfirmedOffsetsAreCommitted(t *testing.T) {
 	if at, _ := commits(b); at != 0 {
 		t.Errorf("committed %d before it is stored", at)
 	}
+	for _, offset := range []int64{104, 107} {
+		if _, err := b.Report(&sdk.Record{Topic: "t", Offset: offset}, io.EOF); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := b.committable(map[sdk.TopicPartition]int64{tp: 105}); err != nil {
 		t.Fatal(err)
 	}
-	if at, _ := commits(b); at != 105 {
-		t.Errorf("committed %d, want 105", at)
+	if at, letters := commits(b); at != 105 || !slices.Equal(letters, []int64{104}) {
+		t.Errorf("committed %d with letters %v, want 105 with 104", at, letters)
 	}
 	if err := b.committable(map[sdk.TopicPartition]int64{tp: 103}); err != nil {
 		t.Fatal(err)
