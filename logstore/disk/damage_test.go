@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -131,6 +132,25 @@ func reopened(t *testing.T, fs *disktest.FS, want, n int) error {
 		return fmt.Errorf("second opening: %w", err)
 	}
 	return errors.Join(units(l, want+1), l.Close())
+}
+
+// TestFrameBehindATornOneStaysDead leaves a whole frame behind a torn one, as a
+// write that was cut can, and puts a frame of the same size in the torn one's
+// place: the one behind must not come to life at the next start.
+func TestFrameBehindATornOneStaysDead(t *testing.T) {
+	const n = 6
+	fs, frames := crashed(t, n, tiny)
+	journal := slices.Clone(fs.Bytes("journal"))
+	torn, behind := frames[len(frames)-2], frames[len(frames)-1]
+	journal[torn+20] ^= 1 // its lap, so that it is no frame at all
+	be := binary.BigEndian
+	be.PutUint64(journal[behind+32:], be.Uint64(journal[behind+32:])-1) // durable: they were in one write
+	head := 48 + 72*int(be.Uint32(journal[behind+12:]))
+	be.PutUint32(journal[behind+4:], crc32.Checksum(journal[behind+8:behind+head], crc32.MakeTable(crc32.Castagnoli)))
+	fs.SetBytes("journal", journal)
+	if err := reopened(t, fs, n-2, n-2); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestDamageInCommittedFramesIsNeverSilent flips bits in frames that later ones
@@ -370,6 +390,9 @@ func TestStructuralDamage(t *testing.T) {
 			}
 			appendTo(t, writerOf(t, l, "w"), "t", 1, "more")
 			closeLog(t, l)
+			if spoiled.Bytes("topics/t/0/00000000000000099999.log") != nil {
+				t.Error("a file without anything committed is left")
+			}
 			for _, name := range names {
 				if spoiled.Bytes(name) == nil && !strings.Contains(name, "99999") && name != "checkpoint.tmp" {
 					t.Errorf("%s was removed", name)

@@ -30,6 +30,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -52,7 +53,7 @@ type Options struct {
 	QueueBytes    int64 // most bytes accepted and not yet durable; 0 means 64 MiB
 	ReserveBytes  int64 // space kept for internal topics and offsets on a full disk; 0 means 64 MiB, negative means none
 	MaxBatchBytes int   // largest batch accepted; 0 means 80 MiB
-	OpenFiles     int   // most segment files open at a time; 0 means 512
+	OpenFiles     int   // most segment files open at a time; 0 means 512, or a third of what the process may open
 
 	MaintainEvery      time.Duration // between retention and compaction runs; 0 means 10 s, negative means only Maintain
 	TombstoneRetention time.Duration // how long a compacted topic keeps a deletion; 0 means 24 h
@@ -71,7 +72,7 @@ const (
 	maxGroupBytes   = 4 << 20     // frames of one write: more would delay the first in it
 	maxEntries      = 20_000      // runs of batches in one unit: two topics of the most partitions
 	maxIdentity     = 1 << 10     // length of a writer's identity and a group's name: they are keys
-	syncers         = 16           // concurrent syncs of large batches and checkpoints: the disk's queue
+	syncers         = 16          // concurrent syncs of large batches and checkpoints: the disk's queue
 	allocateMin     = 64 << 10    // first step of reserving space for a segment
 	allocateMax     = 64 << 20    // last step
 	farFuture       = time.Minute // pause of maintenance when it runs only by hand
@@ -98,7 +99,7 @@ func (o *Options) defaults(dir string) error {
 	setDefault(&o.QueueBytes, 64<<20)
 	setDefault(&o.ReserveBytes, 64<<20)
 	setDefault(&o.MaxBatchBytes, 80<<20)
-	setDefault(&o.OpenFiles, 512)
+	setDefault(&o.OpenFiles, defaultOpenFiles())
 	setDefault(&o.MaintainEvery, 10*time.Second)
 	setDefault(&o.TombstoneRetention, 24*time.Hour)
 	if o.JournalBytes < minJournalBytes || o.JournalBytes > maxJournalBytes {
@@ -108,6 +109,16 @@ func (o *Options) defaults(dir string) error {
 		return fmt.Errorf("segments of %d bytes: %d to %d are allowed: %w", o.SegmentBytes, minSegmentBytes, maxSegmentBytes, logstore.ErrInvalid)
 	}
 	return nil
+}
+
+// defaultOpenFiles leaves room for the process's other files.
+func defaultOpenFiles() int {
+	const enough, least = 512, 16
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return enough
+	}
+	return int(max(least, min(enough, limit.Cur/3)))
 }
 
 func setDefault[T int | int64 | time.Duration](v *T, otherwise T) {

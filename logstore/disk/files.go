@@ -144,7 +144,7 @@ func (c *files) write(s *segment, data []byte, pos int64) error {
 
 // sync makes the bytes of a segment durable.
 func (c *files) sync(s *segment) error {
-	f, err := c.use(s, true)
+	f, err := c.use(s, false)
 	if err != nil {
 		return err
 	}

@@ -249,10 +249,15 @@ func (k *keeper) giveBack(c *capture) {
 // batches wrote.
 func (k *keeper) syncSegments(c *capture) error {
 	l := k.log
-	for _, s := range c.sealed {
-		k.seal(s)
-	}
 	var segments []*segment
+	for _, s := range c.sealed {
+		if err := k.seal(s); err != nil {
+			return err
+		}
+		if !s.part.isDeleted() {
+			segments = append(segments, s) // recovery goes by the size of its file
+		}
+	}
 	for _, p := range c.dirty {
 		if err := l.flushTail(p); err != nil {
 			return err
@@ -266,7 +271,9 @@ func (k *keeper) syncSegments(c *capture) error {
 		c.unsynced = segments
 	}
 	if c.clean {
-		k.trim(c)
+		if err := k.trim(c); err != nil {
+			return err
+		}
 	}
 	if err := inParallel(segments, l.syncUnlessGone); err != nil {
 		return err
@@ -365,28 +372,30 @@ func inParallel[T any](items []T, f func(T) error) error {
 }
 
 // seal cuts the unused space of a segment that does not grow any more and writes
-// its index. Both are done again when they are missing.
-func (k *keeper) seal(s *segment) {
+// its index, which is made again when it is missing.
+func (k *keeper) seal(s *segment) error {
 	s.part.mu.Lock()
 	size, gone := s.size, s.part.gone != nil || s.replaced
 	s.part.mu.Unlock()
 	if gone {
-		return
+		return nil
 	}
-	err := k.log.files.truncate(s, size)
-	if err == nil {
-		err = k.log.writeIndex(s)
+	if err := k.log.files.truncate(s, size); err != nil {
+		if s.part.isDeleted() {
+			return nil
+		}
+		return err
 	}
-	if err == nil {
-		s.index.drop()
+	if err := k.log.writeIndex(s); err != nil {
+		k.log.log.Warn("segment could not be indexed", "file", s.path(), "err", err)
+		return nil
 	}
-	if err != nil {
-		k.log.log.Warn("segment could not be trimmed or indexed", "file", s.path(), "err", err)
-	}
+	s.index.drop()
+	return nil
 }
 
 // trim does to the last segments at a clean end what seal does to the others.
-func (k *keeper) trim(c *capture) {
+func (k *keeper) trim(c *capture) error {
 	for i := range c.state.partitions {
 		k.log.mu.Lock()
 		var p *partition
@@ -402,10 +411,14 @@ func (k *keeper) trim(c *capture) {
 		p.mu.Lock()
 		last := p.last()
 		p.mu.Unlock()
-		if last != nil && last.allocated > 0 {
-			k.seal(last)
+		if last == nil || last.allocated == 0 {
+			continue
+		}
+		if err := k.seal(last); err != nil {
+			return err
 		}
 	}
+	return nil
 }
 
 // sweep removes files that no checkpoint and no frame refers to any more.

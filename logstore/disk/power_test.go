@@ -28,6 +28,10 @@ type ledger struct {
 	acked    [ledgerWriters]int // units 0..acked-1 were confirmed
 	places   [ledgerWriters][][]int32
 	epoch    [ledgerWriters]int64
+
+	kept    int            // records confirmed in topic "kept", which has a retention
+	table   map[string]int // last value confirmed of each key of topic "table", which is compacted
+	scratch map[string]bool
 }
 
 const (
@@ -144,7 +148,7 @@ func (g *ledger) check(l *disk.Log) error {
 		g.acked[w], g.accepted[w] = there, there
 		g.places[w] = g.places[w][:there]
 	}
-	return nil
+	return g.checkOthers(l)
 }
 
 // tiny are options for logs in memory: every mechanism within a few units.
@@ -191,7 +195,7 @@ func (g *ledger) live(t testing.TB, rng *rand.Rand, fs *disktest.FS, o disk.Opti
 		}
 		g.epoch[w] = writers[w].Epoch()
 	}
-	scratch := 0
+	g.others(t, l)
 	for range 20 + rng.IntN(60) {
 		w := rng.IntN(ledgerWriters)
 		done, err := g.append(t, rng, w, writers[w])
@@ -201,16 +205,12 @@ func (g *ledger) live(t testing.TB, rng *rand.Rand, fs *disktest.FS, o disk.Opti
 		switch rng.IntN(24) {
 		case 0:
 			_ = l.Checkpoint(t.Context())
-		case 1:
-			if _, err := l.CreateTopic(t.Context(), fmt.Sprint("scratch", scratch), logstore.TopicConfig{}); err == nil {
-				_, _ = logstore.Append(t.Context(), writers[w], &logstore.Unit{Batches: []logstore.Batch{to(fmt.Sprint("scratch", scratch), 0, batchOf(t, "s"))}})
-			}
-		case 2:
-			if l.DeleteTopic(t.Context(), fmt.Sprint("scratch", scratch)) == nil {
-				scratch++
-			}
+		case 1, 2:
+			g.comeAndGo(t, rng, l)
 		case 3:
 			_ = l.Maintain(t.Context())
+		case 4, 5, 6:
+			g.appendOthers(t, rng, l)
 		}
 		if errors.Is(err, logstore.ErrStorage) {
 			break
@@ -230,6 +230,101 @@ func (g *ledger) live(t testing.TB, rng *rand.Rand, fs *disktest.FS, o disk.Opti
 	if rng.IntN(4) == 0 && l.Err() == nil {
 		if err := g.checkLive(l); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// others makes the topics beside "t" that have retention and compaction.
+func (g *ledger) others(t testing.TB, l *disk.Log) {
+	_, _ = l.CreateTopic(t.Context(), "kept", logstore.TopicConfig{RetentionBytes: 8 << 10, SegmentBytes: 4 << 10})
+	_, _ = l.CreateTopic(t.Context(), "table", logstore.TopicConfig{Cleanup: logstore.CleanupCompact, SegmentBytes: 4 << 10})
+	if g.table == nil {
+		g.table, g.scratch = map[string]int{}, map[string]bool{}
+	}
+}
+
+// appendOthers appends to them and waits.
+func (g *ledger) appendOthers(t testing.TB, rng *rand.Rand, l *disk.Log) {
+	w, err := l.OpenWriter(t.Context(), "others")
+	if err != nil {
+		return
+	}
+	for range 1 + rng.IntN(6) {
+		key := fmt.Sprint("k", rng.IntN(5))
+		_, end, err := l.Bounds("table", 0)
+		if err != nil {
+			return
+		}
+		unit := &logstore.Unit{Batches: []logstore.Batch{
+			to("kept", 0, batchOf(t, strings.Repeat("r", 1+rng.IntN(2000)))),
+			to("table", 0, batchOf(t, fmt.Sprintf("%s=%d/%s", key, end, strings.Repeat("v", rng.IntN(1500))))),
+		}}
+		if r, err := logstore.Append(t.Context(), w, unit); err == nil {
+			g.kept = int(r.BaseOffsets[0]) + 1
+			g.table[key] = int(end)
+		}
+	}
+}
+
+// comeAndGo makes a topic with a record, or deletes one while a checkpoint runs.
+func (g *ledger) comeAndGo(t testing.TB, rng *rand.Rand, l *disk.Log) {
+	name := fmt.Sprint("scratch", rng.IntN(3))
+	if _, ok := l.Catalog().Lookup(name); !ok {
+		delete(g.scratch, name)
+	}
+	if _, err := l.CreateTopic(t.Context(), name, logstore.TopicConfig{}); err == nil {
+		w, err := l.OpenWriter(t.Context(), "scratch")
+		if err != nil {
+			return
+		}
+		if _, err := logstore.Append(t.Context(), w, &logstore.Unit{Batches: []logstore.Batch{to(name, 0, batchOf(t, "s"))}}); err == nil {
+			g.scratch[name] = true
+		}
+		return
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = l.Checkpoint(t.Context()) })
+	if err := l.DeleteTopic(t.Context(), name); err == nil {
+		delete(g.scratch, name)
+	}
+	wg.Wait()
+}
+
+// checkOthers compares the topics beside "t".
+func (g *ledger) checkOthers(l *disk.Log) error {
+	if _, ok := l.Catalog().Lookup("kept"); ok {
+		start, end, err := l.Bounds("kept", 0)
+		if err != nil {
+			return err
+		}
+		all, err := readAll(l, "kept", 0, start)
+		if err != nil || len(all) != int(end-start) || int(end) < g.kept {
+			return fmt.Errorf("topic \"kept\": %d records from %d to %d, %d were confirmed: %w", len(all), start, end, g.kept, err)
+		}
+	}
+	if _, ok := l.Catalog().Lookup("table"); ok {
+		all, err := readAll(l, "table", 0, 0)
+		if err != nil {
+			return fmt.Errorf("topic \"table\": %w", err)
+		}
+		last := map[string]int{}
+		for _, s := range all {
+			_, s, _ = strings.Cut(s, ":")
+			key, value, _ := strings.Cut(s, "=")
+			value, _, _ = strings.Cut(value, "/")
+			last[key], _ = strconv.Atoi(value)
+		}
+		for key, value := range g.table {
+			if got, ok := last[key]; !ok || got < value {
+				return fmt.Errorf("topic \"table\": key %q is %d, %d was confirmed", key, got, value)
+			}
+		}
+	}
+	for name, written := range g.scratch {
+		_, end, err := l.Bounds(name, 0)
+		if err == nil && written && end != 1 {
+			return fmt.Errorf("topic %q lost its record", name)
 		}
 	}
 	return nil
