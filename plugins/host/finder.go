@@ -145,7 +145,7 @@ func (f *Finder) ask(ctx context.Context, path string) ([]Class, error) {
 	end, cancelEnd := context.WithTimeout(ctx, poolEndTimeout)
 	defer cancelEnd()
 	if closeErr := p.Close(end); err == nil && closeErr != nil {
-		f.log.Debug("plugin does not leave", slog.String(wire.LogPlugin, filepath.Base(path)), slog.Any(wire.LogErr, closeErr))
+		f.log.DebugContext(ctx, "plugin does not leave", slog.String(wire.LogPlugin, filepath.Base(path)), slog.Any(wire.LogErr, closeErr))
 	}
 	if err != nil {
 		return nil, err

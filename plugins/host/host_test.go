@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -54,7 +55,7 @@ func (l *logged) String() string {
 
 func options(t testing.TB) (host.Options, *logged) {
 	l := new(logged)
-	dir, err := os.MkdirTemp("", "mr") // short enough for a socket
+	dir, err := os.MkdirTemp("", "mr") //nolint:usetesting // short enough for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,9 +143,7 @@ var plain = map[string]string{
 
 func numberSource(config map[string]string) host.SourceSpec {
 	c := map[string]string{"topic": "t"}
-	for k, v := range config {
-		c[k] = v
-	}
+	maps.Copy(c, config)
 	return host.SourceSpec{TaskSpec: host.TaskSpec{Connector: "c1", Class: "test.NumberSourceConnector", Config: c}}
 }
 
@@ -266,15 +265,11 @@ func batchOf(t testing.TB, from int64, values ...string) []byte {
 	return data
 }
 
-func listSink(t testing.TB, config map[string]string, partitions ...sdk.AssignedPartition) (host.SinkSpec, string) {
+func listSink(t testing.TB, config map[string]string) (host.SinkSpec, string) {
 	file := filepath.Join(t.TempDir(), "list")
 	c := map[string]string{"file": file}
-	for k, v := range config {
-		c[k] = v
-	}
-	if len(partitions) == 0 {
-		partitions = []sdk.AssignedPartition{{TopicPartition: tp0}}
-	}
+	maps.Copy(c, config)
+	partitions := []sdk.AssignedPartition{{TopicPartition: tp0}}
 	return host.SinkSpec{TaskSpec: host.TaskSpec{Connector: "c2", Class: "test.ListSinkConnector", Config: c, Converters: plain}, Partitions: partitions}, file
 }
 
@@ -313,9 +308,7 @@ func endSink(t testing.TB, s *host.SinkStream) map[sdk.TopicPartition]int64 {
 		if err != nil {
 			t.Fatalf("stop: %v", err)
 		}
-		for tp, o := range e.Commit {
-			commits[tp] = o
-		}
+		maps.Copy(commits, e.Commit)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -93,7 +94,7 @@ func (s *numbers) Open(ctx context.Context, t *sdk.SourceTask) error {
 	s.task = t
 	switch s.mode {
 	case "log":
-		t.Log.Warn("hello from the source", "rows", 12, "connector", "somebody else")
+		t.Log.WarnContext(ctx, "hello from the source", slog.Int("rows", 12), slog.String("connector", "somebody else"))
 		fmt.Fprintln(os.Stderr, "bare words\x1b[31m")
 		fmt.Println("to standard output")
 	case "fail.open":

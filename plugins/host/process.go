@@ -130,8 +130,7 @@ func (p *Process) start(ctx context.Context, bin *binary, o Options) error {
 	case err = <-connected:
 	case <-ctx.Done():
 		p.runner.kill()
-		<-connected
-		err = ctx.Err()
+		err = errors.Join(ctx.Err(), <-connected)
 	}
 	if err != nil {
 		p.client.Kill()
@@ -206,7 +205,6 @@ func (p *Process) dialOptions() []grpc.DialOption {
 		grpc.WithInitialConnWindowSize(wire.WindowBytes),
 		grpc.WithReadBufferSize(wire.BufferBytes),
 		grpc.WithWriteBufferSize(wire.BufferBytes),
-		grpc.WithSharedWriteBuffer(true),
 		grpc.WithDisableRetry(),
 		grpc.WithNoProxy(),
 	}

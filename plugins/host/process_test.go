@@ -81,8 +81,7 @@ var programs = map[string]func() bool{
 		return false
 	},
 	"immortal": func() bool { // does not die with its parent's thread
-		_, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, syscall.PR_SET_PDEATHSIG, 0, 0)
-		return errno != 0
+		return forgetParent() != nil
 	},
 	"deaf": func() bool { // does not hear of its parent's death
 		return os.Unsetenv("MILLRACE_PARENT_FD") != nil

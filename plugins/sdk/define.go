@@ -121,7 +121,7 @@ type Option func(*field)
 func Required() Option { return func(f *field) { f.Required = true } }
 
 // Default is the value of an absent key, in its text form.
-func Default(v string) Option { return func(f *field) { f.Key.Default = &v } }
+func Default(v string) Option { return func(f *field) { f.Default = &v } }
 
 // Medium lowers the importance; without it or Low it is HIGH.
 func Medium() Option { return func(f *field) { f.Importance = "MEDIUM" } }
@@ -143,7 +143,7 @@ func Recommend(values ...string) Option { return func(f *field) { f.recommended 
 
 // Ignored marks a key that is accepted so that existing configs run, and has no
 // effect here; validation says why.
-func Ignored(why string) Option { return func(f *field) { f.Key.Ignored = why } }
+func Ignored(why string) Option { return func(f *field) { f.Ignored = why } }
 
 // Check adds a check of the printed value.
 func Check(check func(string) error) Option {
@@ -169,7 +169,7 @@ func Between(low, high int64) Option {
 		n, err := strconv.ParseInt(s, 10, 64)
 		switch {
 		case err != nil:
-			return nil // the type's own error says so
+			return nil //nolint:nilerr // the type's own error says so
 		case n < low:
 			return fmt.Errorf("Value must be at least %d", low)
 		case n > high:
@@ -219,7 +219,7 @@ func (d *Def) Bool(p *bool, name, doc string, opts ...Option) {
 		case strings.EqualFold(s, "false"):
 			*p = false
 		default:
-			return "", fmt.Errorf("Expected value to be either true or false")
+			return "", fmt.Errorf("Expected value to be either true or false") //nolint:staticcheck // Kafka Connect's text
 		}
 		return strconv.FormatBool(*p), nil
 	}, opts)
@@ -227,30 +227,36 @@ func (d *Def) Bool(p *bool, name, doc string, opts ...Option) {
 
 // Int declares a 32-bit integer.
 func (d *Def) Int(p *int, name, doc string, opts ...Option) {
-	d.integer(name, TypeInt, doc, 32, func(n int64) { *p = int(n) }, opts)
+	d.integer(name, doc, integerSize{TypeInt, 32}, func(n int64) { *p = int(n) }, opts)
 }
 
 // Short declares a 16-bit integer.
 func (d *Def) Short(p *int, name, doc string, opts ...Option) {
-	d.integer(name, TypeShort, doc, 16, func(n int64) { *p = int(n) }, opts)
+	d.integer(name, doc, integerSize{TypeShort, 16}, func(n int64) { *p = int(n) }, opts)
 }
 
 // Long declares a 64-bit integer.
 func (d *Def) Long(p *int64, name, doc string, opts ...Option) {
-	d.integer(name, TypeLong, doc, 64, func(n int64) { *p = n }, opts)
+	d.integer(name, doc, integerSize{TypeLong, 64}, func(n int64) { *p = n }, opts)
 }
 
 // Millis declares a duration in whole milliseconds, Connect's way; negative
 // values stay negative.
 func (d *Def) Millis(p *time.Duration, name, doc string, opts ...Option) {
-	d.integer(name, TypeLong, doc, 64, func(n int64) { *p = time.Duration(n) * time.Millisecond }, opts)
+	d.integer(name, doc, integerSize{TypeLong, 64}, func(n int64) { *p = time.Duration(n) * time.Millisecond }, opts)
 }
 
-func (d *Def) integer(name string, typ Type, doc string, bits int, set func(int64), opts []Option) {
-	d.add(name, typ, doc, func(s string) (string, error) {
-		n, err := strconv.ParseInt(s, 10, bits)
+// integerSize is an integer type of keys.
+type integerSize struct {
+	typ  Type
+	bits int
+}
+
+func (d *Def) integer(name, doc string, size integerSize, set func(int64), opts []Option) {
+	d.add(name, size.typ, doc, func(s string) (string, error) {
+		n, err := strconv.ParseInt(s, 10, size.bits)
 		if err != nil {
-			return "", fmt.Errorf("Not a number of type %s", typ)
+			return "", fmt.Errorf("Not a number of type %s", size.typ) //nolint:staticcheck // Kafka Connect's text
 		}
 		set(n)
 		return strconv.FormatInt(n, 10), nil
@@ -262,7 +268,7 @@ func (d *Def) Double(p *float64, name, doc string, opts ...Option) {
 	d.add(name, TypeDouble, doc, func(s string) (string, error) {
 		n, err := strconv.ParseFloat(s, 64)
 		if err != nil {
-			return "", fmt.Errorf("Not a number of type %s", TypeDouble)
+			return "", fmt.Errorf("Not a number of type %s", TypeDouble) //nolint:staticcheck // Kafka Connect's text
 		}
 		*p = n
 		return s, nil
@@ -369,10 +375,10 @@ func (f *field) value(raw string, given bool) KeyValue {
 			v.Errors = append(v.Errors, fmt.Sprintf("Missing required configuration %q which has no default value.", f.Name))
 			return v
 		}
-		if f.Key.Default == nil {
+		if f.Default == nil {
 			return v
 		}
-		raw = *f.Key.Default
+		raw = *f.Default
 	}
 	if f.Type != TypeClass && f.Type != TypePassword {
 		raw = strings.TrimSpace(raw)

@@ -29,18 +29,18 @@ func (f *field) shownDefault() string {
 	switch {
 	case f.Required:
 		return "required"
-	case f.Key.Default == nil:
+	case f.Default == nil:
 		return "none"
-	case *f.Key.Default == "":
+	case *f.Default == "":
 		return "empty"
 	}
-	return "`" + strings.ReplaceAll(*f.Key.Default, "|", `\|`) + "`"
+	return "`" + strings.ReplaceAll(*f.Default, "|", `\|`) + "`"
 }
 
 func (f *field) meaning() string {
 	doc := strings.ReplaceAll(f.Documentation, "|", `\|`)
-	if f.Key.Ignored != "" {
-		return doc + " Accepted without effect: " + f.Key.Ignored
+	if f.Ignored != "" {
+		return doc + " Accepted without effect: " + f.Ignored
 	}
 	return doc
 }

@@ -191,6 +191,7 @@ func (v Value) Equal(w Value) bool {
 				return false
 			}
 		}
+	default: // the number was compared
 	}
 	return true
 }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"sync"
 
+	"github.com/millrace-io/millrace/plugins/internal/wire"
 	"github.com/millrace-io/millrace/plugins/sdk"
 )
 
@@ -85,13 +86,13 @@ func (a *acker) run(ctx context.Context, log *slog.Logger) error {
 func (a *acker) tell(ctx context.Context, log *slog.Logger, ps []sdk.Position) error {
 	for n := 0; ; n++ {
 		err := guard(log, "Acknowledged", func() error { return a.source.Acknowledged(ctx, ps) })
-		switch {
-		case err == nil, ctx.Err() != nil:
-			return nil
-		case !retriable(err):
+		if err == nil || ctx.Err() != nil {
+			return nil //nolint:nilerr // the task has ended, which says enough
+		}
+		if !retriable(err) {
 			return fmt.Errorf("acknowledge: %w", err)
 		}
-		log.Warn("acknowledging is tried again", slog.Any("err", err))
+		log.WarnContext(ctx, "acknowledging is tried again", slog.Any(wire.LogErr, err))
 		if err := sleep(ctx, pauseAfter(err, n)); err != nil {
 			return nil //nolint:nilerr // the task has ended
 		}

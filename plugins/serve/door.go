@@ -78,7 +78,6 @@ type door struct {
 	condition *pb.Condition // to be sent
 	shown     pb.Condition  // sent last
 	credit    uint64
-	queue     []*pb.Control
 	calls     map[uint64]chan *pb.Reply
 	lastCall  uint64
 	extra     func(final bool) []*pb.Control // collects what the kind of task has to say
@@ -104,8 +103,6 @@ func (d *door) collect() []*pb.Control {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	out = append(out, d.queue...)
-	d.queue = nil
 	if d.credit > 0 {
 		out = append(out, &pb.Control{Kind: &pb.Control_Credit{Credit: &pb.Credit{Bytes: d.credit}}})
 		d.credit = 0
@@ -188,14 +185,6 @@ func (d *door) giveCredit(n int) {
 	}
 	d.mu.Lock()
 	d.credit += uint64(n)
-	d.mu.Unlock()
-	d.out.Kick()
-}
-
-// send queues a message behind what the task has to say already.
-func (d *door) send(c *pb.Control) {
-	d.mu.Lock()
-	d.queue = append(d.queue, c)
 	d.mu.Unlock()
 	d.out.Kick()
 }

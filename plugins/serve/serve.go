@@ -74,7 +74,6 @@ func newGRPCServer(opts []grpc.ServerOption) *grpc.Server {
 		grpc.InitialConnWindowSize(wire.WindowBytes),
 		grpc.ReadBufferSize(wire.BufferBytes),
 		grpc.WriteBufferSize(wire.BufferBytes),
-		grpc.SharedWriteBuffer(true),
 	)...)
 }
 

@@ -82,7 +82,7 @@ func TestGuardKeepsThePanickingFrames(t *testing.T) {
 func TestALoggerWritesTheLinesTheWorkerReads(t *testing.T) {
 	var log strings.Builder
 	newLogger(&log, "WARN").Info("not this")
-	newLogger(&log, "nonsense").Info("this", "n", 1)
+	newLogger(&log, "nonsense").Info("this", slog.Int("n", 1))
 	if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, `"level":"INFO","msg":"this","n":1}`) {
 		t.Errorf("log has %q", got)
 	}

@@ -269,7 +269,7 @@ func (t *sinkTask) run(ctx, writing context.Context, c sdk.Connector) (err error
 // the worker has asked the task to stop.
 func (t *sinkTask) orStopped(ctx, writing context.Context, err error) error {
 	if writing.Err() != nil && ctx.Err() == nil && t.in.stopping() {
-		t.log.Warn("write was cut off, its records come again after the next start", slog.Any(wire.LogErr, err))
+		t.log.WarnContext(ctx, "write was cut off, its records come again after the next start", slog.Any(wire.LogErr, err))
 		return nil
 	}
 	return err

@@ -226,7 +226,7 @@ func closeTask(ctx context.Context, log *slog.Logger, err error, closeIt func(co
 	defer cancel()
 	closeErr := guard(log, "Close", func() error { return closeIt(ctx) })
 	if closeErr != nil && err != nil {
-		log.Warn("close after a failure", slog.Any(wire.LogErr, closeErr))
+		log.WarnContext(ctx, "close after a failure", slog.Any(wire.LogErr, closeErr))
 		return err
 	}
 	if closeErr != nil {
@@ -307,7 +307,7 @@ func (t *sourceTask) append(ctx context.Context, r *sdk.Record) error {
 	t.counts.failed++
 	if t.open.GetTolerate() && ctx.Err() == nil {
 		t.counts.skipped++
-		t.log.Warn("record skipped", slog.String(wire.LogTopic, r.Topic), slog.Any(wire.LogErr, err))
+		t.log.WarnContext(ctx, "record skipped", slog.String(wire.LogTopic, r.Topic), slog.Any(wire.LogErr, err))
 		return nil
 	}
 	t.fail(ctx, err)

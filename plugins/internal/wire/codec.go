@@ -265,7 +265,7 @@ func (f *Frame) field(num protowire.Number, typ protowire.Type, b []byte) (int, 
 		if n < 0 {
 			return 0, protowire.ParseError(n)
 		}
-		switch num {
+		switch int(num) {
 		case frameSeq:
 			f.Seq = v
 		case frameLast:
@@ -284,7 +284,7 @@ func (f *Frame) field(num protowire.Number, typ protowire.Type, b []byte) (int, 
 	if n < 0 {
 		return 0, protowire.ParseError(n)
 	}
-	switch num {
+	switch int(num) {
 	case frameParts:
 		return n, f.part(v)
 	case framePositions:
@@ -332,7 +332,7 @@ func (f *Frame) part(b []byte) error {
 }
 
 func (p *Part) set(num protowire.Number, v uint64) {
-	switch num {
+	switch int(num) {
 	case partPartition:
 		p.Partition = int32(v)
 	case partLength:

@@ -47,7 +47,7 @@ func Main(m *testing.M, p sdk.Plugin) {
 	if flag.Lookup(updateFlag) == nil {
 		flag.Bool(updateFlag, false, "rewrite golden files")
 	}
-	os.Exit(m.Run())
+	os.Exit(m.Run()) //nolint:forbidigo // it is a main function
 }
 
 func updating() bool {
@@ -144,7 +144,7 @@ func (w *Worker) Process() *host.Process {
 	if w.process != nil && w.process.Err() == nil {
 		return w.process
 	}
-	p, err := host.Start(context.Background(), host.Class{Name: "test", Path: w.path}, "test", w.o)
+	p, err := host.Start(context.WithoutCancel(w.t.Context()), host.Class{Name: "test", Path: w.path}, "test", w.o)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -157,7 +157,7 @@ func (w *Worker) Kill() {
 	if w.process == nil {
 		return
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(context.WithoutCancel(w.t.Context()))
 	cancel()
 	_ = w.process.Close(ctx) // says that it was killed
 	w.process = nil
