@@ -126,7 +126,10 @@ func networkText(err error) string {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
 		return "the connection was closed; the server may be starting or stopping"
 	}
-	return "network error"
+	for errors.Unwrap(err) != nil {
+		err = errors.Unwrap(err)
+	}
+	return "the connection broke (" + err.Error() + ")"
 }
 
 func isTimeout(err error) bool {

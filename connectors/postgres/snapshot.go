@@ -49,6 +49,9 @@ func (sn *snapshot) begin(ctx context.Context, out *sdk.Batch) error {
 	if err := pause(ctx, s.config.SnapshotDelay); err != nil {
 		return err
 	}
+	if err := s.reopen(ctx); err != nil {
+		return err
+	}
 	db, err := s.config.connect(ctx)
 	if err != nil {
 		return err

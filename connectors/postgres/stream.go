@@ -48,17 +48,35 @@ type stream struct {
 	stored    time.Time // when a position was stored last
 	heartbeat time.Time // when the next one is due
 	cut       bool      // the next transaction was cut before
+	connected bool      // it was connected before
 	torn      bool      // an error came between the records of one message
 }
 
 // connect starts streaming where the position is.
 func (st *stream) connect(ctx context.Context) error {
 	s := st.src
-	if _, err := s.waitFree(ctx); err != nil {
+	if err := s.reopen(ctx); err != nil {
 		return err
+	}
+	slot, err := s.waitFree(ctx)
+	if err != nil {
+		return err
+	}
+	if slot != nil && st.connected { // the server may be another one by now
+		if problem := s.aheadProblem(slot); problem != nil {
+			return problem
+		}
 	}
 	repl, exact, err := s.config.connectReplication(ctx)
 	if err != nil {
+		return err
+	}
+	if err := repl.identify(ctx, &s.server); err != nil {
+		repl.close()
+		return s.config.serverError("identify the server", err)
+	}
+	if err := s.sameCluster(); err != nil {
+		repl.close()
 		return err
 	}
 	raw, err := startStream(ctx, repl, exact, s.config.startCommand(s.pos.end, s.server.version))
@@ -76,7 +94,7 @@ func (st *stream) connect(ctx context.Context) error {
 	}
 	st.recv = newReceiver(raw, &s.ack, every, queue)
 	st.slab, st.off = nil, 0
-	st.inTx = false
+	st.inTx, st.connected = false, true
 	st.cut = s.pos.ord > 0
 	st.tables = make(map[uint32]*table)
 	s.task.Condition("", "")
