@@ -200,6 +200,17 @@ func TestCompactionKeepsTheLastRecordOfEachKey(t *testing.T) {
 			key, _, _ := strings.Cut(strings.SplitN(s, ":", 2)[1], "=")
 			last[key] = s
 		}
+		for range 30 { // through the indexes
+			from := rng.IntN(len(all))
+			want := slices.DeleteFunc(slices.Clone(got), func(s string) bool {
+				var off int
+				_, _ = fmt.Sscan(strings.SplitN(s, ":", 2)[0], &off)
+				return off < from
+			})
+			if part := contents(t, l, "t", 0, int64(from)); !slices.Equal(part, want) {
+				t.Fatalf("%s: from %d: %d records, want %d", when, from, len(part), len(want))
+			}
+		}
 		there := map[string]bool{}
 		for i, s := range got {
 			there[s] = true

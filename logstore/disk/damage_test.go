@@ -139,16 +139,37 @@ func reopened(t *testing.T, fs *disktest.FS, want, n int) error {
 // place: the one behind must not come to life at the next start.
 func TestFrameBehindATornOneStaysDead(t *testing.T) {
 	const n = 6
-	fs, frames := crashed(t, n, tiny)
-	journal := slices.Clone(fs.Bytes("journal"))
-	torn, behind := frames[len(frames)-2], frames[len(frames)-1]
-	journal[torn+20] ^= 1 // its lap, so that it is no frame at all
+	fs, _ := crashed(t, n, tiny)
+	l, err := disk.Open("memory", tiny(fs))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := writerOf(t, l, "w") // the frame that will be torn
+	appendUnit(t, w, &logstore.Unit{Batches: []logstore.Batch{to("t", 0, batchOf(t, "behind"))}})
+	after := fs.Clone()
+	_ = l.Close()
+	journal := slices.Clone(after.Bytes("journal")) // the last opening began at its first byte
 	be := binary.BigEndian
-	be.PutUint64(journal[behind+32:], be.Uint64(journal[behind+32:])-1) // durable: they were in one write
-	head := 48 + 72*int(be.Uint32(journal[behind+12:]))
-	be.PutUint32(journal[behind+4:], crc32.Checksum(journal[behind+8:behind+head], crc32.MakeTable(crc32.Castagnoli)))
-	fs.SetBytes("journal", journal)
-	if err := reopened(t, fs, n-2, n-2); err != nil {
+	behind := int(be.Uint32(journal[8:]))
+	journal[20] ^= 1                                                    // the lap of the first frame: it is none any more
+	be.PutUint64(journal[behind+32:], be.Uint64(journal[behind+32:])-1) // durable: both were in one write
+	head := behind + 48 + 72*int(be.Uint32(journal[behind+12:]))
+	be.PutUint32(journal[behind+4:], crc32.Checksum(journal[behind+8:head], crc32.MakeTable(crc32.Castagnoli)))
+	after.SetBytes("journal", journal)
+
+	if l, err = disk.Open("memory", tiny(after)); err != nil {
+		t.Fatal(err)
+	}
+	if err := units(l, n); err != nil {
+		t.Fatal(err)
+	}
+	writerOf(t, l, "w") // the same bytes, but for what tells laps apart
+	killed := after.Clone()
+	_ = l.Close()
+	if l, err = disk.Open("memory", tiny(killed)); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(units(l, n), l.Close()); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -152,3 +152,40 @@ func TestFullDiskHealsByItself(t *testing.T) {
 		t.Errorf("%d records after restart, %d before", got, want)
 	}
 }
+
+// TestJournalIsNotOverwrittenBeforeItsCheckpoint lets no checkpoint succeed: when
+// the circle is full, units are refused and nothing confirmed is lost.
+func TestJournalIsNotOverwrittenBeforeItsCheckpoint(t *testing.T) {
+	fs := disktest.New()
+	l := open(t, "memory", tiny(fs))
+	create(t, l, "t", logstore.TopicConfig{})
+	w := writerOf(t, l, "w")
+	block := func(_ int, op, name string) error {
+		if op == "rename" && name == "checkpoint" {
+			return syscall.ENOSPC
+		}
+		return nil
+	}
+	fs.SetFault(block)
+	confirmed := 0
+	var err error
+	for range 2000 {
+		if _, err = logstore.Append(t.Context(), w, &logstore.Unit{Batches: []logstore.Batch{to("t", 0, batchOf(t, string(make([]byte, 300))))}}); err != nil {
+			break
+		}
+		confirmed++
+	}
+	if !errors.Is(err, logstore.ErrFull) || confirmed < 50 {
+		t.Errorf("after %d units: %v", confirmed, err)
+	}
+	after := fs.Clone()
+	fs.SetFault(nil)
+	if err := l.Checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	appendTo(t, writerOf(t, l, "w"), "t", 0, "goes on")
+	l = open(t, "memory", tiny(after))
+	if got := len(contents(t, l, "t", 0, 0)); got != confirmed {
+		t.Errorf("%d records of %d", got, confirmed)
+	}
+}

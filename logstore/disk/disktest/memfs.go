@@ -83,6 +83,13 @@ func (fs *FS) Calls() int {
 	return fs.calls
 }
 
+// SetFault changes Fault while the file system is in use.
+func (fs *FS) SetFault(fault func(call int, op, name string) error) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	fs.Fault = fault
+}
+
 // SetCapacity changes the space there is.
 func (fs *FS) SetCapacity(bytes int64) {
 	fs.mu.Lock()
