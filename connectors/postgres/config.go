@@ -62,7 +62,6 @@ var dialect = cdc.Dialect{
 	Port:      "5432",
 	TimeMode:  "adaptive",
 	TimeModes: []string{"adaptive", "adaptive_time_microseconds", "connect", "isostring", "microseconds", "nanoseconds"},
-	Locking:   "none",
 	Fetch:     "10240",
 	Strategy:  "io.debezium.schema.SchemaTopicNamingStrategy",
 	Comments:  "the reference connector gives none for Postgres either.",

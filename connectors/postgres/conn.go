@@ -142,7 +142,7 @@ func (db *conn) close() {
 	if db == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(context.TODO()), closeTimeout)
+	ctx, cancel := context.WithTimeout(context.TODO(), closeTimeout)
 	defer cancel()
 	_ = db.Close(ctx)
 }

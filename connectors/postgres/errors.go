@@ -102,7 +102,9 @@ func (c *config) connectError(err error) *sdk.Error {
 	if e := c.tlsError(err); e != nil {
 		return e
 	}
-	if strings.Contains(err.Error(), "server refused TLS") {
+	// With prefer and allow a refusal is only the first half of the story: the
+	// attempt without TLS failed too, and says why.
+	if strings.Contains(err.Error(), "server refused TLS") && c.sslMode != "prefer" && c.sslMode != "allow" {
 		return fail(sdk.Invalid, reasonTLS, "database.sslmode", "the server does not offer TLS; set database.sslmode=prefer or disable, or switch ssl on in the server")
 	}
 	if strings.Contains(err.Error(), "SCRAM") || strings.Contains(err.Error(), "password") {
@@ -215,7 +217,7 @@ func (c *config) serverError(doing string, err error) error {
 	if errors.Is(err, context.Canceled) {
 		return context.Canceled
 	}
-	make := func(code sdk.Code, reason, key, advice string) *sdk.Error {
+	coded := func(code sdk.Code, reason, key, advice string) *sdk.Error {
 		e := fieldErr(code, reason, key, "%s at %s: %s%s", doing, c.address(), serverText(err), advice)
 		e.Err = err
 		return e
@@ -225,24 +227,24 @@ func (c *config) serverError(doing string, err error) error {
 	case state == "":
 		return &sdk.Error{Code: sdk.Unavailable, Reason: reasonUnreachable, Key: "database.hostname", Msg: doing + " at " + c.address() + ": " + networkText(err), Err: err}
 	case state == "55006":
-		return make(sdk.Unavailable, reasonSlotBusy, "slot.name", "")
+		return coded(sdk.Unavailable, reasonSlotBusy, "slot.name", "")
 	case state == "55000" && (strings.Contains(text, "can no longer") || strings.Contains(text, "cannot read from logical replication slot") || strings.Contains(text, "invalidated")):
-		return make(sdk.Invalid, reasonSlotInvalid, "slot.name", "; changes are gone: set snapshot.mode=when_needed for a new snapshot, or drop the slot and the stored position")
+		return coded(sdk.Invalid, reasonSlotInvalid, "slot.name", "; changes are gone: set snapshot.mode=when_needed for a new snapshot, or drop the slot and the stored position")
 	case strings.Contains(text, "has already been removed"):
-		return make(sdk.Invalid, reasonWALGone, "slot.name", "; changes are gone: set snapshot.mode=when_needed for a new snapshot")
+		return coded(sdk.Invalid, reasonWALGone, "slot.name", "; changes are gone: set snapshot.mode=when_needed for a new snapshot")
 	case state == "42704" && strings.Contains(text, "replication slot"):
-		return make(sdk.Invalid, reasonSlotMissing, "slot.name", "")
+		return coded(sdk.Invalid, reasonSlotMissing, "slot.name", "")
 	case state == "42704" && strings.Contains(text, "publication"):
-		return make(sdk.Invalid, reasonPublication, "publication.name", "; if it was dropped and made again while the slot lagged, only a new slot can read on")
+		return coded(sdk.Invalid, reasonPublication, "publication.name", "; if it was dropped and made again while the slot lagged, only a new slot can read on")
 	case state == "42501":
-		return make(sdk.Invalid, reasonPermission, "database.user", "")
+		return coded(sdk.Invalid, reasonPermission, "database.user", "")
 	case state == "53400" || state == "53300":
-		return make(sdk.Unavailable, reasonSlotsFull, "slot.name", "")
+		return coded(sdk.Unavailable, reasonSlotsFull, "slot.name", "")
 	case strings.HasPrefix(state, "28"):
-		return make(sdk.Invalid, reasonAuth, "database.user", "")
+		return coded(sdk.Invalid, reasonAuth, "database.user", "")
 	case strings.HasPrefix(state, "57"), strings.HasPrefix(state, "08"), strings.HasPrefix(state, "53"), strings.HasPrefix(state, "40"),
 		strings.HasPrefix(state, "58"), state == "XX000", state == "55P03", state == "25P03":
-		return make(sdk.Unavailable, reasonServer, "database.hostname", "")
+		return coded(sdk.Unavailable, reasonServer, "database.hostname", "")
 	}
-	return make(sdk.Invalid, reasonServer, "", "")
+	return coded(sdk.Invalid, reasonServer, "", "")
 }

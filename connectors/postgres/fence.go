@@ -81,6 +81,23 @@ type storedSegment struct {
 	Last  []string `json:"last,omitempty"`
 }
 
+// progressBytes bounds what the fences of one table take in a position, with room
+// to spare: each restart during its snapshot adds one, and each lists the
+// transactions that ran.
+const progressBytes = sdk.MaxPositionBytes / 4
+
+// crowded reports whether no further fence fits.
+func (p *tableProgress) crowded() bool {
+	n := 0
+	for _, s := range p.segments {
+		n += len(s.fence.text)
+		for _, k := range s.last {
+			n += len(k)
+		}
+	}
+	return n > progressBytes
+}
+
 // offset makes the stored form.
 func (p *tableProgress) offset() map[string]any {
 	stored := make([]storedSegment, len(p.segments))

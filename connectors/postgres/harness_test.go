@@ -3,8 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"strings"
@@ -18,11 +18,17 @@ import (
 	"github.com/millrace-io/millrace/connectors/internal/cdc/cdctest"
 	converters "github.com/millrace-io/millrace/plugins/convert"
 	"github.com/millrace-io/millrace/plugins/sdk"
+	"github.com/millrace-io/millrace/plugins/serve"
 )
 
 var pg cdctest.RunPostgres
 
 func TestMain(m *testing.M) {
+	if serve.Started() {
+		serve.Main(plugin())
+		return
+	}
+	flag.Bool("update", false, "rewrite golden files")
 	code := m.Run()
 	pg.Stop()
 	os.Exit(code)
@@ -366,5 +372,3 @@ func (r *running) waitCount(n int) {
 	r.t.Helper()
 	r.wait(fmt.Sprintf("%d records", n), func(rs []record) bool { return len(rs) >= n })
 }
-
-var _ = io.EOF

@@ -160,9 +160,9 @@ func (sn *snapshot) openTable(ctx context.Context, out *sdk.Batch) (more bool, e
 			return false, err
 		}
 		key, order := sn.order(rel, t)
-		if p == nil || p.key == nil || !slices.Equal(p.key, key) {
+		if p == nil || p.key == nil || !slices.Equal(p.key, key) || p.crowded() {
 			if p != nil && p.rows > 0 {
-				s.log.Warn("the table cannot be resumed, because its key is not comparable here; its rows are read again", "table", name)
+				s.log.Warn("the table cannot be resumed, because its key is not comparable here or it was cut too often; its rows are read again", "table", name)
 			}
 			p = &tableProgress{key: key, order: order}
 		}

@@ -79,7 +79,6 @@ type Dialect struct {
 	Port      string
 	TimeModes []string
 	TimeMode  string
-	Locking   string
 	Fetch     string
 	Strategy  string // class of the topic naming strategy
 	Comments  string // why comments have no effect, "" where they have
