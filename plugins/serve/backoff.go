@@ -15,6 +15,9 @@ import (
 const (
 	firstPause = 300 * time.Millisecond
 	lastPause  = 60 * time.Second
+	// A system that is away is asked again at least this often: records should
+	// move within 15 s of its return.
+	longestAway = 10 * time.Second
 )
 
 // backoff repeats what can pass, by errors.retry.timeout and
@@ -76,7 +79,7 @@ func pauseAfter(err error, n int) time.Duration {
 	if e, ok := errors.AsType[*sdk.Error](err); ok && e.After > 0 {
 		return e.After
 	}
-	return min(firstPause<<min(n, 20), lastPause)
+	return min(firstPause<<min(n, 20), longestAway)
 }
 
 // sleep waits; it returns early with ctx's error.
