@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -123,4 +124,75 @@ func BenchmarkStart(b *testing.B) {
 	}
 	b.ReportMetric(float64(began)/1e6/float64(b.N), "ms-to-first-answer")
 	b.ReportMetric(float64(rss)/1e6/float64(b.N), "MB-rss")
+}
+
+// BenchmarkEndToEnd moves records of 300 bytes from a source's process through
+// this one to a sink's process; cpu-ns/record is that of all three.
+func BenchmarkEndToEnd(b *testing.B) {
+	in, _ := start(b, "plugin")
+	out, _ := start(b, "plugin")
+	source, err := in.OpenSource(b.Context(), numberSource(map[string]string{"size": "300", "limit": strconv.Itoa(1<<31 - 1), "batch": "500", "mode": "fast"}), &services{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer source.Abort()
+	sink, err := out.OpenSink(b.Context(), host.SinkSpec{
+		TaskSpec:   host.TaskSpec{Connector: "c", Class: "test.NullSinkConnector", Converters: plain},
+		Partitions: []sdk.AssignedPartition{{TopicPartition: tp0}},
+	}, &services{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer sink.Abort()
+	_, cpuIn := in.Usage()
+	_, cpuOut := out.Usage()
+	own := ownCPU(b)
+	b.ResetTimer()
+	moved := int64(0)
+	for moved < int64(b.N) {
+		u, err := source.Recv(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, batch := range u.Batches {
+			if err := recordbatch.Check(batch.Data, 64<<20); err != nil {
+				b.Fatal(err)
+			}
+			info, err := recordbatch.Parse(batch.Data)
+			if err != nil {
+				b.Fatal(err)
+			}
+			recordbatch.SetBaseOffset(batch.Data, moved)
+			if err := sink.Send(b.Context(), tp0, moved, batch.Data); err != nil {
+				b.Fatal(err)
+			}
+			moved += int64(info.Count)
+		}
+		u.Release()
+		_ = source.Ack(u.Seq)
+	}
+	for done := false; !done; {
+		e, err := sink.Recv(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		done = e.Commit[tp0] == moved
+	}
+	b.StopTimer()
+	_, afterIn := in.Usage()
+	_, afterOut := out.Usage()
+	per := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / float64(moved) }
+	b.ReportMetric(per(afterIn-cpuIn), "source-cpu-ns/record")
+	b.ReportMetric(per(ownCPU(b)-own), "worker-cpu-ns/record")
+	b.ReportMetric(per(afterOut-cpuOut), "sink-cpu-ns/record")
+}
+
+// ownCPU is the CPU time of this process.
+func ownCPU(b *testing.B) time.Duration {
+	b.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
