@@ -384,6 +384,10 @@ func TestSlotGoneOrAhead(t *testing.T) {
 	r.waitCount(2)
 	_ = r.stop()
 	d.exec("INSERT INTO a VALUES (3,'three')")
+	// The server lets go of a slot a moment after its reader has gone.
+	for d.value("SELECT active FROM pg_replication_slots WHERE slot_name = '"+d.name+"'") == "t" {
+		time.Sleep(10 * time.Millisecond)
+	}
 	// Somebody moves the slot on.
 	d.value("SELECT pg_replication_slot_advance('" + d.name + "', pg_current_wal_lsn())")
 	_, err := open(t, cfg, l)
