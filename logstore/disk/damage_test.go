@@ -256,7 +256,7 @@ func stoppedForGood(t *testing.T, l *disk.Log, fs *disktest.FS) error {
 // file is removed.
 func TestFlippedBitsAreNeverServed(t *testing.T) {
 	rounds := 3000
-	if testing.Short() {
+	if testing.Short() || raceEnabled {
 		rounds = 300
 	}
 	fs := disktest.New()

@@ -22,7 +22,7 @@ var errInjected = errors.New("injected input/output error")
 // stopped says so.
 func TestEveryNthCallFails(t *testing.T) {
 	step := 1
-	if testing.Short() {
+	if testing.Short() || raceEnabled {
 		step = 9
 	}
 	for name, fault := range map[string]error{"EIO": errInjected, "ENOSPC": syscall.ENOSPC, "short write": io.ErrShortWrite} {

@@ -24,6 +24,7 @@ type keeper struct {
 	retention retention
 	garbage   garbage
 	undone    []*partition // of checkpoints that had no space; guarded by the log's mutex
+	unsealed  []*segment   // likewise
 }
 
 // capture is the state of the log between two groups: what a checkpoint makes
@@ -91,7 +92,8 @@ func (c *committer) capture(clean bool) {
 	l.ckptRuns, l.ckptWant = true, false
 	topics := l.allTopics()
 	c.dirty = append(l.keeper.undone, c.dirty...) // one may be in it twice: it does not matter
-	l.keeper.undone = nil
+	c.sealed = append(l.keeper.unsealed, c.sealed...)
+	l.keeper.undone, l.keeper.unsealed = nil, nil
 	l.mu.Unlock()
 	taken := &capture{at: l.journal.here(), clean: clean, dirty: c.dirty, sealed: c.sealed, garbage: l.keeper.garbage.take()}
 	c.dirty, c.sealed = nil, nil
@@ -242,6 +244,7 @@ func (k *keeper) giveBack(c *capture) {
 		s.part.mu.Unlock()
 	}
 	k.undone = append(k.undone, c.dirty...)
+	k.unsealed = append(k.unsealed, c.sealed...)
 	k.garbage.add(c.garbage...)
 }
 

@@ -357,7 +357,7 @@ func (g *ledger) checkLive(l *disk.Log) error {
 // synced, starts again, and compares; several times per seed.
 func TestPowerLoss(t *testing.T) {
 	seeds := 3000
-	if testing.Short() {
+	if testing.Short() || raceEnabled {
 		seeds = 200
 	}
 	from := uint64(1)
