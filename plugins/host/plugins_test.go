@@ -129,7 +129,7 @@ func (s *numbers) Read(ctx context.Context, out *sdk.Batch) error {
 	case "retry.read":
 		if s.next >= s.limit/2 && s.retried < 2 {
 			s.retried++
-			return sdk.Retry(errors.New("not now"), 10*time.Millisecond)
+			return sdk.Retry(errors.New("not now"), 100*time.Millisecond)
 		}
 	}
 	if s.next >= s.limit {
@@ -241,7 +241,7 @@ func (s *list) Write(ctx context.Context, records []sdk.Record) error {
 	s.n++
 	switch {
 	case s.mode == "retry" && s.n%3 == 1 && len(records) > 0:
-		return sdk.Retry(errors.New("target is busy"), time.Millisecond)
+		return sdk.Retry(errors.New("target is busy"), 100*time.Millisecond)
 	case s.mode == "rewind" && len(records) > 0 && s.n < 4:
 		defer s.task.Rewind(sdk.TopicPartition{Topic: records[0].Topic, Partition: records[0].Partition}, records[0].Offset)
 	case s.mode == "busy" && s.n == 1:

@@ -190,8 +190,8 @@ func TestPluginLogsCarryConnectorAndTask(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Abort()
-	for range 200 {
-		if strings.Contains(logs.String(), "standard output") && strings.Contains(logs.String(), "bare words") {
+	for range 1000 {
+		if all := logs.String(); strings.Contains(all, "standard output") && strings.Contains(all, "bare words") && strings.Contains(all, "hello from") {
 			break
 		}
 		time.Sleep(5 * time.Millisecond)
@@ -410,6 +410,12 @@ func TestCloseKillsWhatDoesNotLeave(t *testing.T) {
 	if err := syscall.Kill(p.PID(), syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	for range 500 { // the signal takes its time
+		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID())); err != nil || strings.Contains(string(b), ") T ") {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	if err := p.Close(ctx); !errors.Is(err, context.DeadlineExceeded) {
@@ -442,12 +448,18 @@ func TestUsageIsKnown(t *testing.T) {
 	if rss, cpu := p.Usage(); runtime.GOOS == "linux" && (rss < 1<<20 || cpu < 0) {
 		t.Errorf("rss %d, cpu %s", rss, cpu)
 	}
+	if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", p.PID())); err == nil && strings.TrimSpace(string(name)) != "millrace-plugin" {
+		t.Errorf("ps shows it as %q", name)
+	}
 }
 
 func TestFinderKnowsClassesByTheirNames(t *testing.T) {
 	dir, cache := t.TempDir(), filepath.Join(t.TempDir(), "cache")
 	install(t, dir, "plugin")
-	install(t, dir, "garbage")
+	script := []byte("#!/bin/sh\necho good morning\nexec sleep 100\n")
+	if err := os.WriteFile(filepath.Join(dir, "millrace-garbage"), script, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(filepath.Join(dir, "millrace-notes.txt"), []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -463,7 +475,7 @@ func TestFinderKnowsClassesByTheirNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-f.Ready()
-	if b := f.Broken(); len(b) != 1 || !strings.Contains(b[0].Error(), "millrace-garbage") {
+	if b := f.Broken(); len(b) != 1 || !strings.Contains(b[0].Error(), "millrace-garbage: Unrecognized remote plugin message: good morning") {
 		t.Errorf("broken: %v", b)
 	}
 	for name, want := range map[string]string{

@@ -122,7 +122,7 @@ func TestKillLosesAndRepeatsNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		stop := len(values) + 20_000 + 7*round
+		stop, killed := len(values)+20_000+7*round, false
 		for {
 			u, err := s.Recv(t.Context())
 			if err != nil {
@@ -140,8 +140,8 @@ func TestKillLosesAndRepeatsNothing(t *testing.T) {
 			offsets = u.Positions
 			u.Release()
 			_ = s.Ack(u.Seq)
-			if len(values) >= stop || len(values) >= limit {
-				stop = limit * 2
+			if !killed && (len(values) >= stop || len(values) >= limit) {
+				killed = true
 				if err := syscall.Kill(p.PID(), syscall.SIGKILL); err != nil {
 					t.Fatal(err)
 				}

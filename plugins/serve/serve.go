@@ -42,6 +42,9 @@ func Main(p sdk.Plugin) {
 		os.Exit(1) //nolint:forbidigo // Main is the whole main function of a plugin
 	}
 	closeFile(wire.BinaryEnv)
+	// It was executed from a descriptor, and ps would show the descriptor's
+	// number. Where there is no such file nothing is to be done.
+	_ = os.WriteFile("/proc/self/comm", []byte(filepath.Base(os.Args[0])), 0)
 	if parent := inherited(wire.ParentPipeEnv); parent != nil {
 		go func() {
 			_, _ = io.Copy(io.Discard, parent)
