@@ -155,3 +155,34 @@ func BenchmarkDecodeRow(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkSnapshot reads a table's rows with a converter behind it.
+func BenchmarkSnapshot(b *testing.B) {
+	for b.Loop() {
+		d := freshDB(b)
+		d.exec("CREATE TABLE ev(id bigserial primary key, k int, ts timestamptz, payload text)")
+		d.exec(fmt.Sprintf("INSERT INTO ev(k,ts,payload) SELECT g, now(), repeat(md5(g::text), 6) || 'payload!' FROM generate_series(1,%d) g; ANALYZE ev", benchRows))
+		value, _ := converters.New("json", converters.Value, map[string]string{"schemas.enable": "false"})
+		cfg := d.config()
+		r, err := open(b, cfg, newLog(b, cfg))
+		if err != nil {
+			b.Fatal(err)
+		}
+		rows := 0
+		var buf []byte
+		out := sdk.NewBatch(func(rec *sdk.Record) (err error) {
+			rows++
+			buf, err = value.Encode(buf[:0], rec.Value)
+			return err
+		}, func(sdk.Position) error { return nil })
+		began, before := time.Now(), cpu()
+		for rows < benchRows {
+			if err := r.src.Read(b.Context(), out); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64((cpu()-before).Nanoseconds())/benchRows, "ours-ns/row")
+		b.ReportMetric(benchRows/time.Since(began).Seconds(), "rows/s")
+		_ = r.src.Close(context.Background())
+	}
+}

@@ -255,3 +255,12 @@ func (c *config) operations() []string {
 }
 
 func (c *config) address() string { return fmt.Sprintf("%s:%d", c.Host, c.Port) }
+
+// captures reports whether a table is captured. The list of coordinate systems
+// that PostGIS keeps beside the user's tables is not, unless it is asked for.
+func (c *config) captures(t cdc.TableID) bool {
+	if c.IgnoreBuiltin && t.Name == "spatial_ref_sys" {
+		return false
+	}
+	return c.Capture.Table(t)
+}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -133,12 +134,14 @@ func (r *receiver) read() {
 	for {
 		now := time.Now()
 		if small && now.Sub(last) < 2*gather {
+			lowWater(r.conn, smallRead)
 			pausing.Reset(gather)
 			select {
 			case <-pausing.C:
 			case <-r.stopping:
 				return
 			}
+			lowWater(r.conn, 1)
 		}
 		last = now
 		if now.After(deadline) {
@@ -173,6 +176,25 @@ func (r *receiver) read() {
 			return
 		}
 	}
+}
+
+// lowWater sets how many bytes must have come before the system wakes us. It only
+// saves work, so that it is no matter when it cannot be set.
+func lowWater(c net.Conn, bytes int) {
+	if t, ok := c.(interface{ NetConn() net.Conn }); ok { // of TLS
+		c = t.NetConn()
+	}
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		_ = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVLOWAT, bytes)
+	})
 }
 
 // hand passes a slab on, waiting for room.

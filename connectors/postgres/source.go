@@ -108,7 +108,7 @@ func (s *source) tables(ctx context.Context) ([]*relation, error) {
 	}
 	found = slices.DeleteFunc(found, func(r *relation) bool {
 		switch {
-		case !s.config.Capture.Table(r.id):
+		case !s.config.captures(r.id):
 			return true
 		case s.config.viaRoot:
 			return r.partition
@@ -501,7 +501,7 @@ func (s *source) reopen(ctx context.Context) error {
 // prepare makes the table of a relation message; the catalog adds what the
 // message lacks.
 func (s *source) prepare(ctx context.Context, m relationMessage, previous *table) (*table, error) {
-	if !s.config.Capture.Table(cdc.TableID{Schema: m.schema, Name: m.name}) {
+	if !s.config.captures(cdc.TableID{Schema: m.schema, Name: m.name}) {
 		return s.maker.make(m, nil, nil), nil
 	}
 	if err := s.reopen(ctx); err != nil {

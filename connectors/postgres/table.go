@@ -41,6 +41,7 @@ type field struct {
 	name     string
 	convert  convert
 	optional bool
+	filled   bool // null is replaced although the field is optional
 	fallback sdk.Value
 	absent   sdk.Value
 	mask     *cdc.Mask
@@ -71,7 +72,7 @@ type tableMaker struct {
 func (m *tableMaker) make(rel relationMessage, cat *relation, previous *table) *table {
 	id := cdc.TableID{Schema: rel.schema, Name: rel.name}
 	t := &table{
-		id: id, oid: rel.id, name: id.String(), topic: m.names.Topic(id), captured: m.config.Capture.Table(id),
+		id: id, oid: rel.id, name: id.String(), topic: m.names.Topic(id), captured: m.config.captures(id),
 		identity: rel.replicaIdentity, columns: rel.columns, catalog: cat,
 		schemaValue: sdk.String(rel.schema), nameValue: sdk.String(rel.name),
 	}
@@ -213,6 +214,7 @@ func (m *tableMaker) field(t *table, c relationColumn, typ columnType) (*sdk.Sch
 		text: s.Kind == sdk.KindString,
 	}
 	info, mod := m.types.resolve(c.oid, c.typmod)
+	f.filled = typ.always && attr != nil && attr.notNull && !typ.fallback.IsNull()
 	if info.kind == 'e' {
 		f.labels = info.labels
 	}
@@ -294,7 +296,7 @@ func (f *field) value(c rawColumn, a *arena) (sdk.Value, error) {
 			v = sdk.String(s)
 		}
 	}
-	if v.IsNull() && !f.optional {
+	if v.IsNull() && (!f.optional || f.filled) {
 		v = f.fallback
 	}
 	return v, nil

@@ -471,7 +471,8 @@ func (t *types) extension(info typeInfo) columnType {
 		s := semantic(sdk.KindStruct, debeziumGeo+strings.ToUpper(info.name[:1])+info.name[1:])
 		s.Doc = strings.ToUpper(info.name[:1]) + info.name[1:]
 		s.Fields = []sdk.Field{{Name: "wkb", Schema: sdk.Of(sdk.KindBytes)}, {Name: "srid", Schema: sdk.OptionalOf(sdk.KindInt32)}}
-		return columnType{schema: s, convert: convertEWKB, known: true, always: true}
+		empty := sdk.Struct([]sdk.Value{sdk.Bytes([]byte{1, 7, 0, 0, 0, 0, 0, 0, 0}), sdk.Null}) // a collection of nothing
+		return columnType{schema: s, convert: convertEWKB, known: true, always: true, fallback: empty}
 	case "vector":
 		s := semantic(sdk.KindArray, debeziumData+"DoubleVector")
 		s.Elem = sdk.Of(sdk.KindFloat64)

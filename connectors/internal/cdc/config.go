@@ -124,7 +124,7 @@ func (c *Config) defineTables(d *sdk.Def) {
 	d.List(&c.TableExclude, "table.exclude.list", "Tables to leave out; not together with table.include.list.")
 	d.List(&c.ColumnInclude, "column.include.list", "Columns to have in the events, as <schema>.<table>.<column>.", sdk.Medium())
 	d.List(&c.ColumnExclude, "column.exclude.list", "Columns to leave out; key columns stay in the key.", sdk.Medium())
-	d.Bool(&c.IgnoreBuiltin, "table.ignore.builtin", "Leave out the system's own tables.", sdk.Default("true"), sdk.Low(), sdk.Ignored("system tables cannot be published."))
+	d.Bool(&c.IgnoreBuiltin, "table.ignore.builtin", "Leave out tables that the system or an extension keeps for itself.", sdk.Default("true"), sdk.Low())
 	d.String(&c.MessageKeys, "message.key.columns", "Key columns of tables, as <table regex>:<column>,<column>;<table regex>:<column>.", sdk.Medium())
 	d.Prefixed(&c.mask, "column.mask.")
 	d.Prefixed(&c.truncate, "column.truncate.")
