@@ -78,8 +78,8 @@ func (w *Worker) begin(ctx context.Context, c *connector, a plan.Action) {
 		w.spawn(func() { w.stopProcess(ctx, c) })
 	case plan.PlanTasks:
 		c.plan.Planning = true
-		process, revision, config := c.process, c.plan.Revision, maps.Clone(c.config)
-		w.spawn(func() { w.planTasks(ctx, c, process, revision, config) })
+		q := question{process: c.process, class: c.class.Name, revision: c.plan.Revision, config: maps.Clone(c.config)}
+		w.spawn(func() { w.planTasks(ctx, c, q) })
 	case plan.StartTask:
 		w.beginTask(ctx, c, a.Task)
 	case plan.StopTask:
@@ -174,16 +174,25 @@ func (w *Worker) stopProcess(ctx context.Context, c *connector) {
 	}
 }
 
+// question is what planTasks asks: the connector as it was when it was decided to
+// ask, since it may change meanwhile.
+type question struct {
+	process  *host.Process
+	class    string
+	revision int64
+	config   map[string]string
+}
+
 // planTasks asks the process for task configs and makes them the wanted ones.
-func (w *Worker) planTasks(ctx context.Context, c *connector, p *host.Process, revision int64, config map[string]string) {
-	limit := tasksMax(config)
-	configs, err := p.PlanTasks(ctx, c.class.Name, config, limit)
-	if err == nil && len(configs) > limit && config["tasks.max.enforce"] != "false" {
+func (w *Worker) planTasks(ctx context.Context, c *connector, q question) {
+	limit := tasksMax(q.config)
+	configs, err := q.process.PlanTasks(ctx, q.class, q.config, limit)
+	if err == nil && len(configs) > limit && q.config["tasks.max.enforce"] != "false" {
 		err = sdk.FieldError("tasks.max", "config.too_many_tasks", "the connector wants %d tasks, tasks.max allows %d; raise tasks.max", len(configs), limit)
 	}
 	w.mu.Lock()
 	c.plan.Planning = false
-	current := c.plan.Revision == revision && c.plan.Exists
+	current := c.plan.Revision == q.revision && c.plan.Exists
 	switch {
 	case !current:
 	case errors.Is(err, host.ErrProcessGone): // processEnded says the rest
@@ -191,7 +200,7 @@ func (w *Worker) planTasks(ctx context.Context, c *connector, p *host.Process, r
 		c.fail(err)
 		w.logger.Error("connector has no task configs", "connector", c.name, "err", err)
 	default:
-		c.plan.Planned, c.plan.Failed = revision, false
+		c.plan.Planned, c.plan.Failed = q.revision, false
 		c.failure, c.restarting = nil, false
 		c.want(configs)
 	}
@@ -258,12 +267,12 @@ func (w *Worker) beginTask(ctx context.Context, c *connector, i int) {
 	w.spawn(func() {
 		defer cancel()
 		var err error
-		if c.class.Type == "sink" {
+		if env.class.Type == "sink" {
 			err = runSink(ctx, env)
 		} else {
 			err = runSource(ctx, env)
 		}
-		w.taskEnded(c, i, run, err)
+		w.taskEnded(c, i, err)
 	})
 }
 
@@ -285,7 +294,7 @@ func (w *Worker) taskUp(c *connector, i int, run *taskRun, s pauser) {
 const maxUnavailable = 10 * time.Second
 
 // taskEnded notes how a task ended and whether it comes back by itself.
-func (w *Worker) taskEnded(c *connector, i int, run *taskRun, err error) {
+func (w *Worker) taskEnded(c *connector, i int, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	p, t := &c.plan.Tasks[i], c.tasks[i]

@@ -20,7 +20,8 @@ import (
 	"github.com/millrace-io/millrace/api"
 )
 
-// binaries are built once for all tests of real processes.
+// binaries are built once for all tests of real processes, with the race detector
+// when the tests have it.
 var binaries = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "millrace-bin-")
 	if err != nil {
@@ -30,21 +31,20 @@ var binaries = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	build := exec.Command("go", "build", "-o", filepath.Join(dir, "millrace"), "./cmd/millrace")
-	build.Dir = root
-	if out, err := build.CombinedOutput(); err != nil {
-		return dir, fmt.Errorf("build the worker: %w\n%s", err, out)
-	}
 	mains, err := filepath.Glob(filepath.Join(root, "connectors", "*", "main.go"))
 	if err != nil {
 		return dir, err
 	}
+	packages := map[string]string{"millrace": "./cmd/millrace"}
 	for _, m := range mains {
 		name := filepath.Base(filepath.Dir(m))
-		build := exec.Command("go", "build", "-o", filepath.Join(dir, "millrace-"+name), "./connectors/"+name)
+		packages["millrace-"+name] = "./connectors/" + name
+	}
+	for binary, pkg := range packages {
+		build := exec.Command("go", "build", "-race="+strconv.FormatBool(raceEnabled), "-o", filepath.Join(dir, binary), pkg)
 		build.Dir = root
 		if out, err := build.CombinedOutput(); err != nil {
-			return dir, fmt.Errorf("build %s: %w\n%s", name, err, out)
+			return dir, fmt.Errorf("build %s: %w\n%s", binary, err, out)
 		}
 	}
 	return dir, nil
@@ -93,8 +93,10 @@ func startWorker(t *testing.T, dir, addr string) *process {
 	}()
 	t.Cleanup(func() {
 		p.kill()
-		if t.Failed() && p.t != nil {
-			b, _ := os.ReadFile(log.Name())
+		b, _ := os.ReadFile(log.Name())
+		if i := bytes.Index(b, []byte("WARNING: DATA RACE")); i >= 0 {
+			t.Errorf("a process had a data race:\n%s", b[i:min(len(b), i+4000)])
+		} else if t.Failed() {
 			t.Logf("worker's log:\n%s", b[max(0, len(b)-8000):])
 		}
 	})
