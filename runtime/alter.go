@@ -3,7 +3,6 @@ package runtime
 import (
 	"context"
 	"encoding/json"
-	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -71,10 +70,7 @@ func (w *Worker) AlterOffsets(ctx context.Context, name string, positions []sdk.
 			return false, err
 		}
 	}
-	if info.Type == "sink" {
-		return w.alterSink(ctx, info, positions)
-	}
-	return w.alterSource(ctx, info, positions)
+	return w.alter(ctx, info, positions)
 }
 
 // ResetOffsets removes all offsets of a stopped connector.
@@ -92,6 +88,11 @@ func (w *Worker) ResetOffsets(ctx context.Context, name string) (external bool, 
 	for i := range positions {
 		positions[i].Offset = nil
 	}
+	return w.alter(ctx, info, positions)
+}
+
+// alter stores positions where the connector's type keeps them.
+func (w *Worker) alter(ctx context.Context, info Info, positions []sdk.Position) (external bool, err error) {
 	if info.Type == "sink" {
 		return w.alterSink(ctx, info, positions)
 	}
@@ -185,8 +186,8 @@ func (w *Worker) alterSink(ctx context.Context, info Info, positions []sdk.Posit
 		return false, err
 	}
 	u := &logstore.Unit{}
-	for tp := range maps.Keys(moves) {
-		u.Offsets = append(u.Offsets, logstore.GroupOffset{Group: group, TopicPartition: tp, Offset: moves[tp]})
+	for tp, offset := range moves {
+		u.Offsets = append(u.Offsets, logstore.GroupOffset{Group: group, TopicPartition: tp, Offset: offset})
 	}
 	if len(u.Offsets) == 0 {
 		return external, nil

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -226,7 +227,7 @@ func (w *Worker) store(ctx context.Context, name string, config map[string]strin
 	anew := !c.plan.Exists
 	c.config, c.plan.Exists, c.plan.Target = config, true, target
 	c.plan.Stale = c.plan.Process != plan.Absent && class.Path != c.class.Path
-	if c.plan.Process == plan.Absent || !c.plan.Stale && class.Path == c.class.Path {
+	if !c.plan.Stale {
 		c.class = class
 	}
 	c.restart()
@@ -242,7 +243,7 @@ func (w *Worker) store(ctx context.Context, name string, config map[string]strin
 // The caller holds w.mu.
 func (c *connector) restart() {
 	c.plan.Revision++
-	c.plan.Failed, c.plan.RetryAt, c.attempts = false, zeroTime, 0
+	c.plan.Failed, c.plan.RetryAt, c.attempts = false, time.Time{}, 0
 	c.restarting = c.failure != nil
 	if c.plan.Target != plan.Started {
 		c.failure = nil // it is held, and starts anew when it may

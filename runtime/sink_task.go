@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"hash/crc32"
-	"io"
-	"maps"
 	"regexp"
 	"slices"
 	"sync"
@@ -37,8 +35,7 @@ type sinkTask struct {
 	held  atomic.Bool    // the connector is paused
 	holds sync.WaitGroup // goroutines that apply held
 
-	errMu sync.Mutex // taken by the log's callbacks, so never held while waiting
-	err   error
+	failed firstError
 }
 
 // part is one assigned partition.
@@ -130,13 +127,7 @@ func (s *sinkTask) run(ctx context.Context) error {
 	for {
 		event, err := s.stream.Recv(ctx)
 		if err != nil {
-			if failed := s.failure(); failed != nil {
-				return failed
-			}
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			return err
+			return s.failed.ending(err)
 		}
 		if len(event.Commit) > 0 || len(event.Letters) > 0 {
 			if err := s.commit(ctx, event); err != nil {
@@ -298,22 +289,10 @@ func (s *sinkTask) lost(tp sdk.TopicPartition, err error) error {
 	return storeError(err)
 }
 
+// fail notes what went wrong beside the stream, and ends it.
 func (s *sinkTask) fail(err error) {
-	s.errMu.Lock()
-	if s.err == nil {
-		s.err = storeError(err)
-	}
-	s.errMu.Unlock()
+	s.failed.note(err)
 	s.stream.Abort()
-}
-
-func (s *sinkTask) failure() error {
-	s.errMu.Lock()
-	defer s.errMu.Unlock()
-	if errors.Is(s.err, host.ErrProcessGone) {
-		return nil // Recv says it better
-	}
-	return s.err
 }
 
 func (s *sinkTask) stopPumps() {
@@ -485,8 +464,7 @@ func (w *Worker) lag(group string, config map[string]string) map[logstore.TopicP
 		return nil
 	}
 	committed := w.log.GroupOffsets(group)
-	lag := maps.Clone(committed)
-	clear(lag)
+	lag := make(map[logstore.TopicPartition]int64, len(committed))
 	for _, t := range w.log.Catalog().All() {
 		if !match(t) {
 			continue

@@ -3,9 +3,6 @@ package runtime
 import (
 	"context"
 	"errors"
-	"io"
-	"sync"
-	"time"
 
 	"github.com/millrace-io/millrace/logstore"
 	"github.com/millrace-io/millrace/logstore/recordbatch"
@@ -20,9 +17,7 @@ type sourceTask struct {
 	stream  *host.SourceStream
 	writer  logstore.Writer
 	allowed map[string]bool // topics that were found fit to write to
-
-	mu  sync.Mutex
-	err error // the first append that failed
+	failed  firstError
 }
 
 // runSource runs a source task until it fails or ctx ends; then it ends in order:
@@ -57,13 +52,7 @@ func (s *sourceTask) run(ctx context.Context) error {
 	for {
 		unit, err := s.stream.Recv(ctx)
 		if err != nil {
-			if failed := s.failure(); failed != nil {
-				return failed
-			}
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			return err
+			return s.failed.ending(err)
 		}
 		if err := s.append(ctx, unit); err != nil {
 			unit.Release()
@@ -140,18 +129,8 @@ func (s *sourceTask) check(b host.SourceBatch) error {
 // fail notes an append that failed and ends the stream. Everything appended
 // behind it fails too, so no offset passes a record that is not in the log.
 func (s *sourceTask) fail(err error) {
-	s.mu.Lock()
-	if s.err == nil {
-		s.err = storeError(err)
-	}
-	s.mu.Unlock()
+	s.failed.note(err)
 	s.stream.Abort()
-}
-
-func (s *sourceTask) failure() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.err
 }
 
 // batchOverhead is what a batch and its record may need beyond the record itself.
@@ -164,24 +143,4 @@ func (w *Worker) recordMaxBytes() int {
 		limit = host.DefaultRecordMaxBytes
 	}
 	return limit + batchOverhead
-}
-
-// stopInOrder asks a stream to end when ctx does. The function it returns says
-// how that went; call it when the stream has ended.
-func stopInOrder(ctx context.Context, s interface {
-	Stop(ctx context.Context) error
-}, limit time.Duration,
-) func() error {
-	outcome := make(chan error, 1)
-	cancelled := context.AfterFunc(ctx, func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
-		defer cancel()
-		outcome <- s.Stop(ctx)
-	})
-	return func() error {
-		if cancelled() {
-			return nil // ctx never ended
-		}
-		return <-outcome
-	}
 }

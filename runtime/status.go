@@ -16,8 +16,6 @@ import (
 	"github.com/millrace-io/millrace/runtime/plan"
 )
 
-var zeroTime time.Time
-
 // State is what is seen of a connector or a task; clients know no others.
 type State string
 
@@ -211,11 +209,11 @@ func (w *Worker) detail(c *connector, s *Status) {
 		if !p.Wanted {
 			continue
 		}
-		d := TaskDetail{ID: i, Progress: t.progress, Records: &t.counters, Restarts: t.restarts}
 		counters := t.counters
-		d.Records = &counters
+		d := TaskDetail{ID: i, Progress: t.progress, Records: &counters, Restarts: t.restarts}
 		if t.condition.Code != "" {
-			d.Condition = &Condition{t.condition.Code, t.condition.Message}
+			condition := t.condition
+			d.Condition = &condition
 		}
 		if t.failure != nil {
 			d.Condition = conditionOf(t.failure)

@@ -3,9 +3,11 @@ package runtime
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/millrace-io/millrace/logstore"
@@ -118,11 +120,17 @@ func storeError(err error) error {
 	return &sdk.Error{Code: sdk.Internal, Err: err}
 }
 
+// ConverterKeys are the keys that name a converter; its settings begin with the
+// key and a dot.
+func ConverterKeys() []string {
+	return []string{"key.converter", "value.converter", "header.converter"}
+}
+
 // converters returns the converters of a config: a side that names its converter
 // has that and its settings, another one the worker's as a whole.
 func (w *Worker) converters(config map[string]string) map[string]string {
 	resolved := make(map[string]string)
-	for _, side := range []string{"key.converter", "value.converter", "header.converter"} {
+	for _, side := range ConverterKeys() {
 		from := w.o.Converters
 		if config[side] != "" {
 			from = config
@@ -143,4 +151,54 @@ func tasksMax(config map[string]string) int {
 		return 1
 	}
 	return max(n, 1)
+}
+
+// firstError keeps the first error of a task that did not come from its stream.
+// The log's callbacks note it, so its lock is never held while waiting.
+type firstError struct {
+	mu  sync.Mutex
+	err error
+}
+
+func (f *firstError) note(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err == nil {
+		f.err = storeError(err)
+	}
+}
+
+// ending tells why a task ended whose stream gave err: by the error noted, unless
+// that only says that the process is gone, which err says better. It is nil for a
+// stream that came to its end in order.
+func (f *firstError) ending(err error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err != nil && !errors.Is(f.err, host.ErrProcessGone) {
+		return f.err
+	}
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// stopInOrder asks a stream to end when ctx does. The function it returns says
+// how that went; call it when the stream has ended.
+func stopInOrder(ctx context.Context, s interface {
+	Stop(ctx context.Context) error
+}, limit time.Duration,
+) func() error {
+	outcome := make(chan error, 1)
+	cancelled := context.AfterFunc(ctx, func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+		defer cancel()
+		outcome <- s.Stop(ctx)
+	})
+	return func() error {
+		if cancelled() {
+			return nil // ctx never ended
+		}
+		return <-outcome
+	}
 }

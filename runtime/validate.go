@@ -143,7 +143,7 @@ func (v *Validation) problem(e *sdk.Error) {
 
 // checkConverters refuses converters that the class's plugin does not have.
 func (w *Worker) checkConverters(v *Validation, config map[string]string) {
-	for _, side := range []string{"key.converter", "value.converter", "header.converter"} {
+	for _, side := range ConverterKeys() {
 		name := config[side]
 		if name == "" {
 			continue

@@ -59,11 +59,7 @@ func (s *Server) listLoggers(c echo.Context) error {
 	return answer(c, http.StatusOK, s.o.Levels.All())
 }
 
-func (s *Server) getLogger(c echo.Context) error {
-	name, err := param(c, "logger")
-	if err != nil {
-		return err
-	}
+func (s *Server) getLogger(c echo.Context, name string) error {
 	l, ok := s.o.Levels.Get(name)
 	if !ok {
 		return sdk.Errorf(sdk.NotFound, "logger.not_found", "Logger %s not found.", name)
@@ -71,11 +67,7 @@ func (s *Server) getLogger(c echo.Context) error {
 	return answer(c, http.StatusOK, l)
 }
 
-func (s *Server) putLogger(c echo.Context) error {
-	name, err := param(c, "logger")
-	if err != nil {
-		return err
-	}
+func (s *Server) putLogger(c echo.Context, name string) error {
 	body, err := object(c)
 	if err != nil {
 		return err

@@ -7,7 +7,6 @@ import (
 	"mime"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -19,8 +18,6 @@ import (
 func invalid(format string, args ...any) error {
 	return sdk.Errorf(sdk.Invalid, "request.invalid", format, args...)
 }
-
-func itoa(n int) string { return strconv.Itoa(n) }
 
 func sorted(s []string) []string {
 	slices.Sort(s)
@@ -117,6 +114,5 @@ func flag(c echo.Context, name string, def bool) bool {
 	if v == "" {
 		return def
 	}
-	on, err := strconv.ParseBool(v)
-	return err == nil && on && len(v) == len("true")
+	return strings.EqualFold(v, "true")
 }

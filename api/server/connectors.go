@@ -22,6 +22,18 @@ func param(c echo.Context, name string) (string, error) {
 	return v, nil
 }
 
+// named makes a handler of one that works on what the path names, as
+// /connectors/:name does.
+func named(segment string, h func(c echo.Context, name string) error) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		name, err := param(c, segment)
+		if err != nil {
+			return err
+		}
+		return h(c, name)
+	}
+}
+
 // expanded is one connector of GET /connectors?expand=...
 type expanded struct {
 	Info   *runtime.Info   `json:"info,omitempty"`
@@ -120,11 +132,7 @@ func created(c echo.Context, info runtime.Info) error {
 	return answer(c, http.StatusCreated, info)
 }
 
-func (s *Server) getConnector(c echo.Context) error {
-	name, err := param(c, "name")
-	if err != nil {
-		return err
-	}
+func (s *Server) getConnector(c echo.Context, name string) error {
 	info, err := s.o.Worker.Info(name)
 	if err != nil {
 		return err
@@ -132,22 +140,14 @@ func (s *Server) getConnector(c echo.Context) error {
 	return answer(c, http.StatusOK, info)
 }
 
-func (s *Server) deleteConnector(c echo.Context) error {
-	name, err := param(c, "name")
-	if err != nil {
-		return err
-	}
+func (s *Server) deleteConnector(c echo.Context, name string) error {
 	if err := s.o.Worker.Delete(c.Request().Context(), name); err != nil {
 		return err
 	}
 	return c.NoContent(http.StatusNoContent)
 }
 
-func (s *Server) getConfig(c echo.Context) error {
-	name, err := param(c, "name")
-	if err != nil {
-		return err
-	}
+func (s *Server) getConfig(c echo.Context, name string) error {
 	info, err := s.o.Worker.Info(name)
 	if err != nil {
 		return err
@@ -155,11 +155,7 @@ func (s *Server) getConfig(c echo.Context) error {
 	return answer(c, http.StatusOK, info.Config)
 }
 
-func (s *Server) putConfig(c echo.Context) error {
-	name, err := param(c, "name")
-	if err != nil {
-		return err
-	}
+func (s *Server) putConfig(c echo.Context, name string) error {
 	body, err := object(c)
 	if err != nil {
 		return err
@@ -178,11 +174,7 @@ func (s *Server) putConfig(c echo.Context) error {
 	return answer(c, http.StatusOK, info)
 }
 
-func (s *Server) patchConfig(c echo.Context) error {
-	name, err := param(c, "name")
-	if err != nil {
-		return err
-	}
+func (s *Server) patchConfig(c echo.Context, name string) error {
 	body, err := object(c)
 	if err != nil {
 		return err
@@ -200,11 +192,7 @@ func (s *Server) patchConfig(c echo.Context) error {
 	return answer(c, http.StatusOK, info)
 }
 
-func (s *Server) getStatus(c echo.Context) error {
-	name, err := param(c, "name")
-	if err != nil {
-		return err
-	}
+func (s *Server) getStatus(c echo.Context, name string) error {
 	status, err := s.o.Worker.Status(name)
 	if err != nil {
 		return err
@@ -212,11 +200,7 @@ func (s *Server) getStatus(c echo.Context) error {
 	return answer(c, http.StatusOK, status)
 }
 
-func (s *Server) restartConnector(c echo.Context) error {
-	name, err := param(c, "name")
-	if err != nil {
-		return err
-	}
+func (s *Server) restartConnector(c echo.Context, name string) error {
 	includeTasks, onlyFailed := flag(c, "includeTasks", false), flag(c, "onlyFailed", false)
 	status, err := s.o.Worker.Restart(c.Request().Context(), name, includeTasks, onlyFailed)
 	switch {
@@ -228,34 +212,17 @@ func (s *Server) restartConnector(c echo.Context) error {
 	return c.NoContent(http.StatusNoContent)
 }
 
-func (s *Server) pauseConnector(c echo.Context) error {
-	return s.setTarget(c, plan.Paused, http.StatusAccepted)
-}
-
-func (s *Server) resumeConnector(c echo.Context) error {
-	return s.setTarget(c, plan.Started, http.StatusAccepted)
-}
-
-func (s *Server) stopConnector(c echo.Context) error {
-	return s.setTarget(c, plan.Stopped, http.StatusNoContent)
-}
-
-func (s *Server) setTarget(c echo.Context, target plan.Target, status int) error {
-	name, err := param(c, "name")
-	if err != nil {
-		return err
+// setTarget makes the handler that starts, pauses or stops a connector.
+func (s *Server) setTarget(target plan.Target, status int) func(echo.Context, string) error {
+	return func(c echo.Context, name string) error {
+		if err := s.o.Worker.SetTarget(c.Request().Context(), name, target); err != nil {
+			return err
+		}
+		return c.NoContent(status)
 	}
-	if err := s.o.Worker.SetTarget(c.Request().Context(), name, target); err != nil {
-		return err
-	}
-	return c.NoContent(status)
 }
 
-func (s *Server) getTasks(c echo.Context) error {
-	name, err := param(c, "name")
-	if err != nil {
-		return err
-	}
+func (s *Server) getTasks(c echo.Context, name string) error {
 	tasks, err := s.o.Worker.Tasks(name)
 	if err != nil {
 		return err
@@ -304,19 +271,11 @@ func (s *Server) refuseInternal(echo.Context) error {
 	return echo.NewHTTPError(http.StatusForbidden, "this path is for workers among themselves; this worker has no others")
 }
 
-func (s *Server) getActiveTopics(c echo.Context) error {
-	name, err := param(c, "name")
-	if err != nil {
-		return err
-	}
+func (s *Server) getActiveTopics(c echo.Context, name string) error {
 	return answer(c, http.StatusOK, map[string]any{name: map[string]any{"topics": s.o.Worker.ActiveTopics(name)}})
 }
 
-func (s *Server) resetActiveTopics(c echo.Context) error {
-	name, err := param(c, "name")
-	if err != nil {
-		return err
-	}
+func (s *Server) resetActiveTopics(c echo.Context, name string) error {
 	if err := s.o.Worker.ResetTopics(c.Request().Context(), name); err != nil {
 		return err
 	}

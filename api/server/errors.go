@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"strconv"
 
 	"github.com/labstack/echo/v4"
 
@@ -46,7 +47,7 @@ func (s *Server) answerError(err error, c echo.Context) {
 		e.Status = framework.Code
 		e.Message, _ = framework.Message.(string)
 		if e.Message == "" || e.Message == http.StatusText(e.Status) {
-			e.Message = "HTTP " + itoa(e.Status) + " " + http.StatusText(e.Status)
+			e.Message = "HTTP " + strconv.Itoa(e.Status) + " " + http.StatusText(e.Status)
 		}
 	case errors.As(err, &coded) && coded.Code != sdk.Internal:
 		e.Status, e.Message, e.Code, e.Field = statusOf(coded.Code), coded.Error(), coded.Reason, coded.Key

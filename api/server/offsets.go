@@ -11,11 +11,7 @@ import (
 	"github.com/millrace-io/millrace/plugins/sdk"
 )
 
-func (s *Server) getOffsets(c echo.Context) error {
-	name, err := param(c, "name")
-	if err != nil {
-		return err
-	}
+func (s *Server) getOffsets(c echo.Context, name string) error {
 	positions, err := s.o.Worker.Offsets(name)
 	if err != nil {
 		return err
@@ -23,11 +19,7 @@ func (s *Server) getOffsets(c echo.Context) error {
 	return answer(c, http.StatusOK, map[string]any{"offsets": positions})
 }
 
-func (s *Server) patchOffsets(c echo.Context) error {
-	name, err := param(c, "name")
-	if err != nil {
-		return err
-	}
+func (s *Server) patchOffsets(c echo.Context, name string) error {
 	body, err := object(c)
 	if err != nil {
 		return err
@@ -43,11 +35,7 @@ func (s *Server) patchOffsets(c echo.Context) error {
 	return answer(c, http.StatusOK, changed("altered", external))
 }
 
-func (s *Server) deleteOffsets(c echo.Context) error {
-	name, err := param(c, "name")
-	if err != nil {
-		return err
-	}
+func (s *Server) deleteOffsets(c echo.Context, name string) error {
 	external, err := s.o.Worker.ResetOffsets(c.Request().Context(), name)
 	if err != nil {
 		return err

@@ -19,11 +19,7 @@ func (s *Server) listPlugins(c echo.Context) error {
 	return answer(c, http.StatusOK, plugins)
 }
 
-func (s *Server) getPluginConfig(c echo.Context) error {
-	name, err := param(c, "plugin")
-	if err != nil {
-		return err
-	}
+func (s *Server) getPluginConfig(c echo.Context, name string) error {
 	keys, err := s.o.Worker.PluginKeys(name, c.QueryParam("version"), c.QueryParams().Has("version"))
 	if err != nil {
 		return err
@@ -51,11 +47,7 @@ func definition(k sdk.Key) api.Definition {
 	return d
 }
 
-func (s *Server) validate(c echo.Context) error {
-	plugin, err := param(c, "plugin")
-	if err != nil {
-		return err
-	}
+func (s *Server) validate(c echo.Context, plugin string) error {
 	body, err := object(c)
 	if err != nil {
 		return err

@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/millrace-io/millrace/runtime"
+	"github.com/millrace-io/millrace/runtime/plan"
 )
 
 // Limits of one request. A config with a value of 1 MiB still passes.
@@ -89,38 +90,38 @@ func (s *Server) routes() {
 
 	s.get("/connectors", s.listConnectors)
 	s.echo.POST("/connectors", s.createConnector)
-	s.get("/connectors/:name", s.getConnector)
-	s.echo.DELETE("/connectors/:name", s.deleteConnector)
-	s.get("/connectors/:name/config", s.getConfig)
-	s.echo.PUT("/connectors/:name/config", s.putConfig)
-	s.echo.PATCH("/connectors/:name/config", s.patchConfig)
-	s.get("/connectors/:name/status", s.getStatus)
-	s.echo.POST("/connectors/:name/restart", s.restartConnector)
-	s.echo.PUT("/connectors/:name/pause", s.pauseConnector)
-	s.echo.PUT("/connectors/:name/resume", s.resumeConnector)
-	s.echo.PUT("/connectors/:name/stop", s.stopConnector)
-	s.get("/connectors/:name/tasks", s.getTasks)
+	s.get("/connectors/:name", named("name", s.getConnector))
+	s.echo.DELETE("/connectors/:name", named("name", s.deleteConnector))
+	s.get("/connectors/:name/config", named("name", s.getConfig))
+	s.echo.PUT("/connectors/:name/config", named("name", s.putConfig))
+	s.echo.PATCH("/connectors/:name/config", named("name", s.patchConfig))
+	s.get("/connectors/:name/status", named("name", s.getStatus))
+	s.echo.POST("/connectors/:name/restart", named("name", s.restartConnector))
+	s.echo.PUT("/connectors/:name/pause", named("name", s.setTarget(plan.Paused, http.StatusAccepted)))
+	s.echo.PUT("/connectors/:name/resume", named("name", s.setTarget(plan.Started, http.StatusAccepted)))
+	s.echo.PUT("/connectors/:name/stop", named("name", s.setTarget(plan.Stopped, http.StatusNoContent)))
+	s.get("/connectors/:name/tasks", named("name", s.getTasks))
 	s.echo.POST("/connectors/:name/tasks", s.refuseInternal)
 	s.echo.PUT("/connectors/:name/fence", s.refuseInternal)
 	s.get("/connectors/:name/tasks/:task/status", s.getTaskStatus)
 	s.echo.POST("/connectors/:name/tasks/:task/restart", s.restartTask)
-	s.get("/connectors/:name/topics", s.getActiveTopics)
-	s.echo.PUT("/connectors/:name/topics/reset", s.resetActiveTopics)
-	s.get("/connectors/:name/offsets", s.getOffsets)
-	s.echo.PATCH("/connectors/:name/offsets", s.patchOffsets)
-	s.echo.DELETE("/connectors/:name/offsets", s.deleteOffsets)
+	s.get("/connectors/:name/topics", named("name", s.getActiveTopics))
+	s.echo.PUT("/connectors/:name/topics/reset", named("name", s.resetActiveTopics))
+	s.get("/connectors/:name/offsets", named("name", s.getOffsets))
+	s.echo.PATCH("/connectors/:name/offsets", named("name", s.patchOffsets))
+	s.echo.DELETE("/connectors/:name/offsets", named("name", s.deleteOffsets))
 
 	s.get("/connector-plugins", s.listPlugins)
-	s.get("/connector-plugins/:plugin/config", s.getPluginConfig)
-	s.echo.PUT("/connector-plugins/:plugin/config/validate", s.validate)
+	s.get("/connector-plugins/:plugin/config", named("plugin", s.getPluginConfig))
+	s.echo.PUT("/connector-plugins/:plugin/config/validate", named("plugin", s.validate))
 
 	s.get("/admin/loggers", s.listLoggers)
-	s.get("/admin/loggers/:logger", s.getLogger)
-	s.echo.PUT("/admin/loggers/:logger", s.putLogger)
+	s.get("/admin/loggers/:logger", named("logger", s.getLogger))
+	s.echo.PUT("/admin/loggers/:logger", named("logger", s.putLogger))
 
 	s.get("/topics", s.listTopics)
-	s.get("/topics/:topic", s.getTopic)
-	s.get("/topics/:topic/records", s.getRecords)
+	s.get("/topics/:topic", named("topic", s.getTopic))
+	s.get("/topics/:topic/records", named("topic", s.getRecords))
 	s.options()
 }
 

@@ -38,11 +38,7 @@ func describeTopic(t runtime.TopicDetail) api.Topic {
 	return out
 }
 
-func (s *Server) getTopic(c echo.Context) error {
-	name, err := param(c, "topic")
-	if err != nil {
-		return err
-	}
+func (s *Server) getTopic(c echo.Context, name string) error {
 	for _, t := range s.o.Worker.Topics() {
 		if t.Name == name {
 			return answer(c, http.StatusOK, describeTopic(t))
@@ -54,11 +50,7 @@ func (s *Server) getTopic(c echo.Context) error {
 // getRecords shows records of one partition: ?partition=0&offset=N|earliest|latest
 // &limit=100&wait=MILLISECONDS. It waits for records as long as asked and answers
 // with those that came.
-func (s *Server) getRecords(c echo.Context) error {
-	name, err := param(c, "topic")
-	if err != nil {
-		return err
-	}
+func (s *Server) getRecords(c echo.Context, name string) error {
 	partition, err := number(c, "partition", 0)
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -39,7 +40,7 @@ func (c *client) complete(cmd *cobra.Command, args []string, _ string) ([]string
 func (c *client) simple(verb, short, method, below string) *cobra.Command {
 	return &cobra.Command{
 		Use: verb + " NAME...", Short: short, ValidArgsFunction: c.complete,
-		Args: func(cmd *cobra.Command, args []string) error { return usage(cobra.MinimumNArgs(1)(cmd, args), cmd) },
+		Args: someArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			for _, name := range args {
 				path := api.ConnectorPath(name)
@@ -129,7 +130,7 @@ func conditionText(s api.Status) string {
 
 func (c *client) getCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "get NAME", Short: "Print a connector's config", Args: exactly(1), ValidArgsFunction: c.complete,
+		Use: "get NAME", Short: "Print a connector's config", Args: oneArg, ValidArgsFunction: c.complete,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var config map[string]string
 			if err := c.call(cmd, "GET", api.ConnectorPath(args[0], "config"), nil, &config); err != nil {
@@ -168,7 +169,7 @@ func readConfig(cmd *cobra.Command, file string) (name string, config map[string
 func (c *client) createCommand() *cobra.Command {
 	var state string
 	cmd := &cobra.Command{
-		Use: "create FILE", Short: "Create a connector from a file (- reads standard input)", Args: exactly(1),
+		Use: "create FILE", Short: "Create a connector from a file (- reads standard input)", Args: oneArg,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, config, err := readConfig(cmd, args[0])
 			if err != nil {
@@ -191,7 +192,7 @@ func (c *client) createCommand() *cobra.Command {
 func (c *client) applyCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "apply FILE...", Short: "Create or update connectors from files (- reads standard input)",
-		Args: func(cmd *cobra.Command, args []string) error { return usage(cobra.MinimumNArgs(1)(cmd, args), cmd) },
+		Args: someArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			for _, file := range args {
 				name, config, err := readConfig(cmd, file)
@@ -217,7 +218,7 @@ func (c *client) applyCommand() *cobra.Command {
 func (c *client) validation(cmd *cobra.Command, config map[string]string) (api.Validation, error) {
 	var v api.Validation
 	class := config["connector.class"]
-	err := c.call(cmd, "PUT", "/connector-plugins/"+escape(class)+"/config/validate", config, &v)
+	err := c.call(cmd, "PUT", "/connector-plugins/"+url.PathEscape(class)+"/config/validate", config, &v)
 	return v, err
 }
 
@@ -238,7 +239,7 @@ func (c *client) warn(cmd *cobra.Command, config map[string]string) error {
 
 func (c *client) validateCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "validate FILE", Short: "Check a config without creating anything", Args: exactly(1),
+		Use: "validate FILE", Short: "Check a config without creating anything", Args: oneArg,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			_, config, err := readConfig(cmd, args[0])
 			if err != nil {
@@ -271,7 +272,7 @@ func (c *client) restartCommand() *cobra.Command {
 	var tasks, failed bool
 	task := -1
 	cmd := &cobra.Command{
-		Use: "restart NAME", Short: "Restart a connector, its tasks, or one task", Args: exactly(1), ValidArgsFunction: c.complete,
+		Use: "restart NAME", Short: "Restart a connector, its tasks, or one task", Args: oneArg, ValidArgsFunction: c.complete,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path := api.ConnectorPath(args[0], "restart") + fmt.Sprintf("?includeTasks=%t&onlyFailed=%t", tasks, failed)
 			if task >= 0 {
@@ -294,7 +295,7 @@ func (c *client) offsetsCommand() *cobra.Command {
 	var reset bool
 	var set string
 	cmd := &cobra.Command{
-		Use: "offsets NAME", Short: "Print a connector's offsets, or change those of a stopped one", Args: exactly(1), ValidArgsFunction: c.complete,
+		Use: "offsets NAME", Short: "Print a connector's offsets, or change those of a stopped one", Args: oneArg, ValidArgsFunction: c.complete,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path := api.ConnectorPath(args[0], "offsets")
 			var message api.Message
@@ -335,7 +336,7 @@ func (c *client) said(cmd *cobra.Command, err error, m *api.Message) error {
 func (c *client) statusCommand() *cobra.Command {
 	var watch bool
 	cmd := &cobra.Command{
-		Use: "status NAME", Short: "Print a connector's state, progress and lag", Args: exactly(1), ValidArgsFunction: c.complete,
+		Use: "status NAME", Short: "Print a connector's state, progress and lag", Args: oneArg, ValidArgsFunction: c.complete,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var before *api.Status
 			for {

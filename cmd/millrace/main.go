@@ -101,11 +101,13 @@ func versionCommand() *cobra.Command {
 	}
 }
 
-// noArgs, exactly and atLeast check the number of arguments with our exit code.
+// noArgs, oneArg and someArgs check the number of arguments with our exit code.
 func noArgs(c *cobra.Command, args []string) error { return usage(cobra.NoArgs(c, args), c) }
 
-func exactly(n int) cobra.PositionalArgs {
-	return func(c *cobra.Command, args []string) error { return usage(cobra.ExactArgs(n)(c, args), c) }
+func oneArg(c *cobra.Command, args []string) error { return usage(cobra.ExactArgs(1)(c, args), c) }
+
+func someArgs(c *cobra.Command, args []string) error {
+	return usage(cobra.MinimumNArgs(1)(c, args), c)
 }
 
 func usage(err error, c *cobra.Command) error {

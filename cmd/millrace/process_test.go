@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -326,7 +327,7 @@ func TestWorkerRefusesUnsafeListeners(t *testing.T) {
 	for _, addr := range []string{"0.0.0.0:0", ":18099", "[::]:0"} {
 		out, err := exec.Command(filepath.Join(bin, "millrace"), "worker", "--data-dir", filepath.Join(t.TempDir(), "d"), "--listen", addr).CombinedOutput()
 		var exit *exec.ExitError
-		if !asExit(err, &exit) || exit.ExitCode() != exitRefused {
+		if !errors.As(err, &exit) || exit.ExitCode() != exitRefused {
 			t.Errorf("%s: err = %v, want exit code %d", addr, err, exitRefused)
 		}
 		if n := strings.Count(strings.TrimSpace(string(out)), "\n"); n != 0 || !strings.Contains(string(out), "auth.token.file") {
@@ -342,7 +343,7 @@ func TestASecondWorkerIsKeptOut(t *testing.T) {
 	bin, _ := binaries()
 	out, err := exec.Command(filepath.Join(bin, "millrace"), "worker", "--data-dir", data, "--listen", "127.0.0.1:0").CombinedOutput()
 	var exit *exec.ExitError
-	if !asExit(err, &exit) || exit.ExitCode() != exitRefused || strings.Count(strings.TrimSpace(string(out)), "\n") != 0 {
+	if !errors.As(err, &exit) || exit.ExitCode() != exitRefused || strings.Count(strings.TrimSpace(string(out)), "\n") != 0 {
 		t.Errorf("err = %v, output %q; want exit code %d and one sentence", err, out, exitRefused)
 	}
 	if err := w.Call(t.Context(), "GET", "/health", nil, nil); err != nil {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -10,6 +9,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/millrace-io/millrace/plugins/sdk"
+	"github.com/millrace-io/millrace/runtime"
 )
 
 // settings are what a worker is started with.
@@ -92,7 +93,7 @@ func loadSettings(flags *pflag.FlagSet) (*settings, error) {
 // takeConverters replaces a default converter, settings included, by the one the
 // config names.
 func (s *settings) takeConverters(config map[string]string, unknown []string) {
-	for _, side := range []string{"key.converter", "value.converter", "header.converter"} {
+	for _, side := range runtime.ConverterKeys() {
 		if config[side] != "" {
 			for k := range s.converters {
 				if k == side || strings.HasPrefix(k, side+".") {
@@ -183,21 +184,20 @@ func parseProperties(text string) (map[string]string, error) {
 	return config, nil
 }
 
-// address returns host:port of the listener and whether it is https.
-func (s *settings) address() (addr string, secure bool, err error) {
-	secure = s.certFile != ""
-	addr = s.listen
+// address returns host:port of the listener.
+func (s *settings) address() (string, error) {
+	addr := s.listen
 	if strings.Contains(addr, "://") {
 		u, err := url.Parse(addr)
 		if err != nil || u.Host == "" && u.Port() == "" {
-			return "", false, fmt.Errorf("listeners %q is not an address such as http://127.0.0.1:8083", s.listen)
+			return "", fmt.Errorf("listeners %q is not an address such as http://127.0.0.1:8083", s.listen)
 		}
 		addr = u.Host
 	}
 	if _, _, err := net.SplitHostPort(addr); err != nil {
-		return "", false, fmt.Errorf("listeners %q is not host:port: %w", s.listen, err)
+		return "", fmt.Errorf("listeners %q is not host:port: %w", s.listen, err)
 	}
-	return addr, secure, nil
+	return addr, nil
 }
 
 // secure refuses an address that others can reach without a token and TLS. It
@@ -244,7 +244,7 @@ func (s *settings) pluginDirs() ([]string, error) {
 	if err != nil {
 		return nil, errors.New("cannot tell where this binary lies; name the plugins' directory by --plugin-path")
 	}
-	dirs := []string{cmp.Or(dirOf(own), ".")}
+	dirs := []string{filepath.Dir(own)}
 	for _, d := range s.pluginPath {
 		if d != "" && !slices.Contains(dirs, d) {
 			dirs = append(dirs, d)

@@ -12,8 +12,6 @@ import (
 	"github.com/millrace-io/millrace/api"
 )
 
-func escape(segment string) string { return url.PathEscape(segment) }
-
 // compact prints an object on one line.
 func compact(v any) string {
 	b, err := json.Marshal(v)
@@ -84,10 +82,10 @@ func (c *client) topicsList() *cobra.Command {
 
 func (c *client) topicsDescribe() *cobra.Command {
 	return &cobra.Command{
-		Use: "describe TOPIC", Short: "Print a topic's partitions and offsets", Args: exactly(1), ValidArgsFunction: c.completeTopics,
+		Use: "describe TOPIC", Short: "Print a topic's partitions and offsets", Args: oneArg, ValidArgsFunction: c.completeTopics,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var t api.Topic
-			if err := c.call(cmd, "GET", "/topics/"+escape(args[0]), nil, &t); err != nil {
+			if err := c.call(cmd, "GET", "/topics/"+url.PathEscape(args[0]), nil, &t); err != nil {
 				return err
 			}
 			return c.show(cmd, t, func(w io.Writer) {
@@ -107,12 +105,12 @@ func (c *client) topicsTail() *cobra.Command {
 	var from string
 	var partition, limit int
 	cmd := &cobra.Command{
-		Use: "tail TOPIC", Short: "Print a partition's records as they come", Args: exactly(1), ValidArgsFunction: c.completeTopics,
+		Use: "tail TOPIC", Short: "Print a partition's records as they come", Args: oneArg, ValidArgsFunction: c.completeTopics,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			offset := from
 			for left := limit; limit == 0 || left > 0; {
 				var got api.Records
-				path := fmt.Sprintf("/topics/%s/records?partition=%d&offset=%s&limit=%d&wait=2000", escape(args[0]), partition, url.QueryEscape(offset), piece(limit, left))
+				path := fmt.Sprintf("/topics/%s/records?partition=%d&offset=%s&limit=%d&wait=2000", url.PathEscape(args[0]), partition, url.QueryEscape(offset), piece(limit, left))
 				err := c.call(cmd, "GET", path, nil, &got)
 				if cmd.Context().Err() != nil {
 					return nil
@@ -179,10 +177,10 @@ func pluginsCommand(c *client) *cobra.Command {
 	}
 	list.Flags().BoolVar(&all, "all", false, "converters too")
 	cmd.AddCommand(list, &cobra.Command{
-		Use: "describe CLASS", Short: "Print a class's config keys", Args: exactly(1),
+		Use: "describe CLASS", Short: "Print a class's config keys", Args: oneArg,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var keys []api.Definition
-			if err := c.call(cmd, "GET", "/connector-plugins/"+escape(args[0])+"/config", nil, &keys); err != nil {
+			if err := c.call(cmd, "GET", "/connector-plugins/"+url.PathEscape(args[0])+"/config", nil, &keys); err != nil {
 				return err
 			}
 			return c.show(cmd, keys, func(w io.Writer) {

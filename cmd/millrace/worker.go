@@ -26,8 +26,6 @@ import (
 	"github.com/millrace-io/millrace/runtime"
 )
 
-func dirOf(path string) string { return filepath.Dir(path) }
-
 func workerCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "worker", Short: "Run a worker: its log, its connectors and the REST API", Args: noArgs,
@@ -80,7 +78,7 @@ type worker struct {
 // openWorker opens the log, then the listener. Nothing is served before run.
 func openWorker(ctx context.Context, s *settings) (_ *worker, err error) {
 	refuse := func(err error) (*worker, error) { return nil, &codedError{exitRefused, err} }
-	addr, _, err := s.address()
+	addr, err := s.address()
 	if err != nil {
 		return refuse(err)
 	}
