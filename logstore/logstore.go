@@ -102,8 +102,13 @@ type Writer interface {
 	// whether it was handed over before or after, until the identity is opened
 	// anew: a unit is never in the log without those before it.
 	//
-	// Errors: ErrBehind, ErrFenced, ErrNotFound (topic or partition), ErrInvalid (bytes
-	// that are not whole batches), ErrFull (no space left; try again),
+	// Every batch is checked before it is accepted: whole, of the right checksum,
+	// and of a shape that a producer may write (recordbatch.Check). What is wrong
+	// with one is in the chain of the error beside ErrInvalid; callers need not
+	// check again.
+	//
+	// Errors: ErrBehind, ErrFenced, ErrNotFound (topic or partition), ErrInvalid (a batch
+	// that is refused), ErrFull (no space left; try again),
 	// ErrClosed, ErrStorage (the log has stopped).
 	Append(ctx context.Context, unit *Unit, done func(Result, error)) error
 

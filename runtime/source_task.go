@@ -69,7 +69,7 @@ func (s *sourceTask) append(ctx context.Context, unit *host.SourceUnit) error {
 	}
 	u := &logstore.Unit{Batches: make([]logstore.Batch, 0, len(unit.Batches)+1)}
 	for _, b := range unit.Batches {
-		if err := s.check(b); err != nil {
+		if err := s.check(b.Topic); err != nil {
 			return err
 		}
 		u.Batches = append(u.Batches, logstore.Batch(b))
@@ -85,7 +85,7 @@ func (s *sourceTask) append(ctx context.Context, unit *host.SourceUnit) error {
 		unit.Release()
 		return s.stream.Ack(unit.Seq)
 	}
-	return s.writer.Append(ctx, u, func(_ logstore.Result, err error) {
+	return refusedBatch(s.writer.Append(ctx, u, func(_ logstore.Result, err error) {
 		defer unit.Release()
 		if err == nil {
 			s.e.w.offsets.apply(changes)
@@ -96,33 +96,33 @@ func (s *sourceTask) append(ctx context.Context, unit *host.SourceUnit) error {
 			return
 		}
 		s.e.w.progressed(s.e.c, s.e.id)
-	})
+	}))
 }
 
-// check refuses what must not enter the log: damaged batches, those of a shape
-// that the log keeps for itself, and topics that are not a connector's.
-func (s *sourceTask) check(b host.SourceBatch) error {
-	if !s.allowed[b.Topic] {
-		t, ok := s.e.w.log.Catalog().Lookup(b.Topic)
-		if !ok {
-			return sdk.Errorf(sdk.Unavailable, "topic.missing", "topic %q is gone; the task starts again and creates it", b.Topic)
+// refusedBatch says of an error about a batch's bytes that the plugin sent them.
+func refusedBatch(err error) error {
+	for _, damage := range []error{recordbatch.ErrShort, recordbatch.ErrChecksum, recordbatch.ErrInvalid, recordbatch.ErrTooLarge} {
+		if errors.Is(err, damage) {
+			return sdk.Errorf(sdk.Corrupt, "plugin.bad_batch", "the plugin sent a batch that is refused: %w", err)
 		}
-		if err := refuseInternal(t); err != nil {
-			return err
-		}
-		s.allowed[b.Topic] = true
 	}
-	limit := s.e.w.recordMaxBytes()
-	for data := b.Data; len(data) > 0; {
-		batch, rest, err := recordbatch.Split(data)
-		if err == nil {
-			err = recordbatch.Check(batch, limit)
-		}
-		if err != nil {
-			return sdk.Errorf(sdk.Corrupt, "plugin.bad_batch", "the plugin sent a batch for topic %q partition %d that is refused: %w", b.Topic, b.Partition, err)
-		}
-		data = rest
+	return err
+}
+
+// check refuses topics that are not a connector's. The batches themselves are
+// checked by the log.
+func (s *sourceTask) check(topic string) error {
+	if s.allowed[topic] {
+		return nil
 	}
+	t, ok := s.e.w.log.Catalog().Lookup(topic)
+	if !ok {
+		return sdk.Errorf(sdk.Unavailable, "topic.missing", "topic %q is gone; the task starts again and creates it", topic)
+	}
+	if err := refuseInternal(t); err != nil {
+		return err
+	}
+	s.allowed[topic] = true
 	return nil
 }
 
@@ -131,16 +131,4 @@ func (s *sourceTask) check(b host.SourceBatch) error {
 func (s *sourceTask) fail(err error) {
 	s.failed.note(err)
 	s.stream.Abort()
-}
-
-// batchOverhead is what a batch and its record may need beyond the record itself.
-const batchOverhead = 1 << 20
-
-// recordMaxBytes bounds one batch: the largest record and its wrapping.
-func (w *Worker) recordMaxBytes() int {
-	limit := w.o.Plugin.RecordMaxBytes
-	if limit == 0 {
-		limit = host.DefaultRecordMaxBytes
-	}
-	return limit + batchOverhead
 }

@@ -63,6 +63,9 @@ func exitOnSecondSignal() {
 	os.Exit(exitKilled)
 }
 
+// batchOverhead is what a batch with the largest record needs beyond it.
+const batchOverhead = 1 << 20
+
 // worker is everything one worker process consists of.
 type worker struct {
 	logger   *slog.Logger
@@ -107,7 +110,7 @@ func openWorker(ctx context.Context, s *settings) (_ *worker, err error) {
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	w.log, err = disk.Open(s.dataDir, disk.Options{
-		Logger: w.logger, Registerer: metrics, JournalBytes: int64(s.journalMiB) << 20,
+		Logger: w.logger, Registerer: metrics, JournalBytes: int64(s.journalMiB) << 20, MaxBatchBytes: host.DefaultRecordMaxBytes + batchOverhead,
 		OnStorageError: func(err error) { w.failed <- err },
 	})
 	if err != nil {

@@ -142,7 +142,7 @@ func (db *conn) close() {
 	if db == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.TODO(), closeTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout) //nolint:forbidigo // closing has its own limit, whatever the caller's context
 	defer cancel()
 	_ = db.Close(ctx)
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"regexp"
 	"slices"
 	"strings"
@@ -301,18 +300,6 @@ func (f *field) value(c rawColumn, a *arena) (sdk.Value, error) {
 	}
 	return v, nil
 }
-
-// rowError names a column whose value could not be converted.
-type rowError struct {
-	table, column string
-	err           error
-}
-
-func (e *rowError) Error() string {
-	return fmt.Sprintf("convert column %q of %s: %v", e.column, e.table, e.err)
-}
-
-func (e *rowError) Unwrap() error { return e.err }
 
 // hasEnums reports whether a row may hold a label that is not known yet.
 func (t *table) hasEnums() bool { return t.enums }

@@ -135,9 +135,6 @@ func Display(name string) Option { return func(f *field) { f.DisplayName = name 
 // Width is a hint for user interfaces: NONE, SHORT, MEDIUM or LONG.
 func Width(w string) Option { return func(f *field) { f.Width = w } }
 
-// Dependents names the keys whose meaning depends on this one.
-func Dependents(names ...string) Option { return func(f *field) { f.Dependents = names } }
-
 // Recommend lists values that user interfaces offer.
 func Recommend(values ...string) Option { return func(f *field) { f.recommended = values } }
 

@@ -217,6 +217,3 @@ func (s *Server) Stop() {
 	_ = s.Crash()
 	_ = os.RemoveAll(s.dir)
 }
-
-// Own reports whether the server was started here, so that tests may restart it.
-func (s *Server) Own() bool { return s.dir != "" }
